@@ -1,0 +1,1 @@
+"""How an attacker fine-tunes; one attack a file."""

@@ -1,0 +1,60 @@
+"""What units are doing, told by whoever runs them and read by the driver: one tiny actor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True)
+class Event:
+    """One unit's change of state: `started`, `done`, `reused` or `failed`."""
+
+    state: str
+    label: str
+    kind: str
+    seconds: float
+    detail: str = ""
+
+
+class Board:
+    """Collects events; readers ask for those they haven't seen."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def tell(self, event: Event) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def since(self, seen: int) -> list[Event]:
+        """All events after the first `seen`."""
+        return self._events[seen:]
+
+
+def start_board() -> Any:
+    """A board of this driver's own; it ends with the driver."""
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy="DEFAULT").remote()
+
+
+def read_board(board: Any) -> Callable[[int], list[Event]]:
+    """A function that gives a board's events after the first n."""
+    return lambda seen: ray.get(board.since.remote(seen), timeout=10)
+
+
+class Clock:
+    """Times one unit and tells the board."""
+
+    def __init__(self, board: Any, label: str, kind: str) -> None:
+        self.board, self.label, self.kind = board, label, kind
+        self.started = time.monotonic()
+        self.tell("started")
+
+    def tell(self, state: str, detail: str = "") -> None:
+        """Send an event; nobody waits for it."""
+        seconds = time.monotonic() - self.started
+        self.board.tell.remote(Event(state, self.label, self.kind, seconds, detail))

@@ -1,0 +1,95 @@
+"""A plan's steps on the cluster: each as soon as its inputs are done, never more than fit.
+
+Training steps run under Ray Train, everything else as Ray tasks, whose processes Ray keeps warm: the
+models they loaded stay loaded. Steps travel as values and read their inputs from the study's folder;
+no tensor is ever an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from gift_ray.cluster.board import Clock
+from gift_ray.cluster.session import slots
+from gift_ray.cluster.train import attempt, train
+from gift_ray.config import ClusterConfig
+from gift_ray.errors import UnitFailed
+from gift_ray.plan import Step, closure
+from gift_ray.records import is_done
+
+
+def run_steps(
+    steps: Iterable[Step],
+    study_dir: Path,
+    cluster: ClusterConfig,
+    board: Any,
+    on_done: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Run steps and whatever they need to their records; blocks. Finished ones are not run again.
+
+    Raises:
+        UnitFailed: a unit failed for its own reason. What was running ends first.
+    """
+    waiting = {step.fingerprint: step for step in closure(steps)}
+    done: set[str] = set()
+    running: dict[Future[None], Step] = {}
+    # Units queue here rather than on the cluster: a waiting Train run would already hold processes.
+    with ThreadPoolExecutor(max_workers=slots(cluster)) as pool:
+        while waiting or running:
+            for step in _ready(waiting, done):
+                del waiting[step.fingerprint]
+                running[pool.submit(_run, step, study_dir, cluster, board)] = step
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                step = running.pop(future)
+                try:
+                    future.result()
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+                done.add(step.fingerprint)
+                on_done(step)
+
+
+def _ready(waiting: dict[str, Step], done: set[str]) -> list[Step]:
+    return [
+        step
+        for step in waiting.values()
+        if all(i.fingerprint in done for i in step.inputs.values())
+    ]
+
+
+def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> None:
+    clock = Clock(board, step.label, step.kind)
+    if is_done(step.folder(study_dir)):
+        clock.tell("reused")
+        return
+    try:
+        if step.kind in cluster.under_train:
+            train(step, study_dir, cluster)
+        else:
+            _as_task(step, study_dir, cluster)
+    except Exception as error:
+        clock.tell("failed", str(error))
+        raise
+    clock.tell("done")
+
+
+def _as_task(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
+    """One Ray task. `DEFAULT` keeps it out of a Tune trial's own (empty) reservation."""
+    remote = ray.remote(attempt).options(
+        num_cpus=cluster.cpus_per_unit,
+        num_gpus=cluster.gpus_per_unit,
+        max_retries=cluster.max_failures,
+        max_calls=0,
+        scheduling_strategy="DEFAULT",
+        name=step.label,
+    )
+    failed = ray.get(remote.remote(step, study_dir))
+    if failed:
+        raise UnitFailed(f"{step.label}: {failed}")

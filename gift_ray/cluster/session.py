@@ -1,0 +1,128 @@
+"""Joining or starting a Ray cluster, with everything explicit that Ray leaves to chance."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from gift_ray.config import ClusterConfig
+from gift_ray.errors import ConfigError
+
+# Read by every process of the cluster. Train polls its workers this often (default 2 s), and a run
+# that waits for resources must not burn its retries while it queues.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@contextmanager
+def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
+    """A connection to the job's cluster, to `cluster.address`, or to a local cluster of our own.
+
+    A cluster that we started ends with the block; one that we joined stays.
+
+    Raises:
+        ConfigError: the cluster can't be reached, is too small for one unit, or can't see the
+            study's folder from every node.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not address and not in_job:
+        # A cluster of our own: reachable from this machine alone, and by this run's token alone.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        ray.init(
+            address=address or ("auto" if in_job else "local"),
+            include_dashboard=None if address or in_job else True,
+            log_to_driver=False,
+            logging_level="warning",
+            runtime_env={"env_vars": dict(ENVIRONMENT)},
+        )
+    except ConnectionError as error:
+        raise ConfigError(f"cluster.address: no Ray cluster at {address!r}: {error}") from error
+    # After ray.init, which installs a handler of its own.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _preflight(cluster, study_dir)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def slots(cluster: ClusterConfig) -> int:
+    """How many units fit on the cluster at once, at least 1."""
+    total = ray.cluster_resources()
+    fits = [int(total.get("CPU", 0) / cluster.cpus_per_unit)]
+    if cluster.gpus_per_unit:
+        fits.append(int(total.get("GPU", 0) / cluster.gpus_per_unit))
+    return max(1, min(fits))
+
+
+def _preflight(cluster: ClusterConfig, study_dir: Path) -> None:
+    """One unit must fit on some node, and every node must see the study's folder."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": cluster.cpus_per_unit, "GPU": cluster.gpus_per_unit}
+    if not any(all(n["Resources"].get(k, 0) >= v for k, v in wanted.items()) for n in nodes):
+        have = [{k: n["Resources"].get(k, 0) for k in wanted} for n in nodes]
+        raise ConfigError(
+            f"cluster: a unit asks for {wanted} and no node has that (nodes: {have}); lower "
+            "cluster.cpus_per_unit or cluster.gpus_per_unit, or add nodes"
+        )
+    if len(nodes) > 1:
+        _require_shared_storage(study_dir, nodes)
+
+
+def _require_shared_storage(study_dir: Path, nodes: list[dict[str, Any]]) -> None:
+    probe = study_dir / f".probe-{secrets.token_hex(4)}"
+    study_dir.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    try:
+        sees = ray.remote(num_cpus=0)(_exists)
+        checks = {
+            node["NodeManagerAddress"]: sees.options(
+                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                    node["NodeID"], soft=False
+                )
+            ).remote(str(probe))
+            for node in nodes
+        }
+        blind = [address for address, ref in checks.items() if not ray.get(ref)]
+    finally:
+        probe.unlink()
+    if blind:
+        raise ConfigError(
+            f"output_dir: {study_dir} is not visible from node(s) {', '.join(blind)}; give a folder "
+            "on storage that all nodes mount"
+        )
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM (ray job stop, preemption) ends like Ctrl-C: clean up, exit 130, resume by rerunning."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(
+        "stopping: what is finished stays, the same command continues", file=sys.stderr, flush=True
+    )
+    raise KeyboardInterrupt

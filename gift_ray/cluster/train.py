@@ -1,0 +1,95 @@
+"""One training step under Ray Train: a worker with its resources, checkpoints, retries, resume."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from gift_ray.config import ClusterConfig
+from gift_ray.errors import UnitFailed
+from gift_ray.plan import Step, execute
+from gift_ray.records import load_state, save_state
+from gift_ray.stages import Journal
+
+STATE = "state.safetensors"
+
+
+class TrainJournal(Journal):
+    """Checkpoints that Ray Train keeps, and gives back after a worker or node was lost."""
+
+    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder) / STATE, checkpoint)
+            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
+
+    def read(self) -> dict[str, Any] | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return load_state(Path(folder) / STATE)
+
+
+def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
+    """Run one training step to its record; blocks.
+
+    The run's name is the step's, so that a rerun finds its own checkpoints and never another's.
+
+    Raises:
+        UnitFailed: the unit's own failure (non-finite, out of memory); never retried.
+        ray.train.TrainingFailedError: the infrastructure failed more often than `max_failures`.
+    """
+    storage = study_dir / "train"
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "step": step,
+            "study_dir": str(study_dir),
+            "every": cluster.checkpoint_every,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=cluster.gpus_per_unit > 0,
+            resources_per_worker={"CPU": cluster.cpus_per_unit}
+            | ({"GPU": cluster.gpus_per_unit} if cluster.gpus_per_unit else {}),
+        ),
+        # NCCL refuses to start on a machine that only claims to have GPUs.
+        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
+        run_config=RunConfig(
+            name=step.name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    failed = trainer.fit().return_value
+    if failed:
+        raise UnitFailed(f"{step.label}: {failed}")
+    shutil.rmtree(storage / step.name, ignore_errors=True)
+
+
+def _train_worker(settings: dict[str, Any]) -> str | None:
+    """Returns why the unit failed for its own reason, or None."""
+    step: Step = settings["step"]
+    journal = TrainJournal(settings["every"])
+    return attempt(step, Path(settings["study_dir"]), journal)
+
+
+def attempt(step: Step, study_dir: Path, journal: Journal | None = None) -> str | None:
+    """Execute a step; a failure that a retry can't help comes back as its reason."""
+    try:
+        execute(step, study_dir, journal=journal)
+    except UnitFailed as error:
+        return str(error)
+    except torch.cuda.OutOfMemoryError:
+        return "out of GPU memory; lower train_batch_size, or set model.gradient_checkpointing"
+    return None

@@ -1,0 +1,414 @@
+"""A study's configuration: what is immunized, against what, how it is attacked, measured, searched.
+
+Frozen pydantic models; unknown keys are refused. `load_config` reports every mistake at once, one
+line each, before anything is started or written. Plug-in options sit beside the plug-in's name
+(`defense: {name: gift, beta: 0.1}`) and are checked by the plug-in's own options model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from gift_ray.errors import ConfigError
+
+Check = Callable[[str, str, dict[str, Any]], list[tuple[str, str]]]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """A part of the configuration: immutable, and with no room for misspelt keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PluginMistakes(ValueError):
+    """Mistakes found inside a plug-in's options: (option, message) pairs."""
+
+    def __init__(self, mistakes: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(message for _, message in mistakes))
+        self.mistakes = mistakes
+
+
+class PluginConfig(BaseModel):
+    """A plug-in by its file name, with its options beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: ClassVar[str]
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _check_options(self, info: ValidationInfo) -> PluginConfig:
+        check: Check | None = (info.context or {}).get("check")
+        mistakes = check(self.kind, self.name, self.options) if check else []
+        if mistakes:
+            raise PluginMistakes(mistakes)
+        return self
+
+
+class SourceConfig(PluginConfig):
+    """Where images come from: a file of `gift_ray/sources`."""
+
+    kind = "sources"
+
+
+class DefenseConfig(PluginConfig):
+    """How the model is immunized: a file of `gift_ray/defenses`."""
+
+    kind = "defenses"
+
+
+class AttackConfig(PluginConfig):
+    """How the attacker fine-tunes: a file of `gift_ray/attacks`."""
+
+    kind = "attacks"
+
+
+class MetricConfig(PluginConfig):
+    """What is measured on images: a file of `gift_ray/metrics`."""
+
+    kind = "metrics"
+
+
+class ModelConfig(Part):
+    """The base model handed in. `builtin`, a local diffusers folder, or a hub id."""
+
+    pretrained_model_name_or_path: str = "builtin"
+    revision: str | None = None
+    variant: str | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    resolution: Positive | None = Field(None, description="pixels; None: the model's own")
+
+
+class ConceptConfig(Part):
+    """One concept: where its images are, and the words for it on either side.
+
+    `class_prompt` is the defender's caption of D_M, `instance_prompt` the attacker's of D_A (with a
+    rare token, as DreamBooth does); None keeps each image's own caption. `validation_prompts` are
+    what the attacked model is asked for, `neighbors` what must survive beside the concept.
+    """
+
+    name: str = Field(min_length=1, max_length=300)
+    kind: Literal["object", "style", "unsafe"] = "object"
+    source: SourceConfig
+    attack_source: SourceConfig | None = Field(None, description="D_A; None: a split of source")
+    class_prompt: str | None = None
+    instance_prompt: str | None = None
+    validation_prompts: tuple[str, ...] = Field(min_length=1)
+    neighbors: tuple[str, ...] = ()
+    max_images: Positive = Field(40, description="in all, shared between D_M and D_A")
+
+
+class ConceptsConfig(Part):
+    """What to block, what must stay learnable, and one model for all or one for each."""
+
+    mode: Literal["joint", "per_concept"] = "per_concept"
+    malicious: tuple[ConceptConfig, ...] = Field(min_length=1)
+    safe: tuple[ConceptConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> ConceptsConfig:
+        names = [c.name for c in (*self.malicious, *self.safe)]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"concept name {twice[0]!r} is used twice; give each its own")
+        return self
+
+
+class PriorConfig(Part):
+    """D_S: the safe images of the prior-preservation loss."""
+
+    source: SourceConfig
+
+
+class EncodersConfig(Part):
+    """What the metrics measure with: `builtin`, a folder, or a hub id (lpips: also alex, vgg, squeeze)."""
+
+    clip: str = "builtin"
+    dino: str = "builtin"
+    lpips: str = "builtin"
+
+
+class EvaluationConfig(Part):
+    """How images are drawn for measuring, and with which encoders and metrics they are measured."""
+
+    metrics: tuple[MetricConfig, ...] = Field(min_length=1)
+    encoders: EncodersConfig = EncodersConfig()
+    safe_prompts: tuple[str, ...] = Field(min_length=2)
+    num_images_per_prompt: Positive = 4
+    num_inference_steps: Positive = 25
+    guidance_scale: float = Field(7.5, ge=1)
+    batch_size: Positive = 16
+
+
+class ScoringConfig(Part):
+    """From curves to (resistance, retention) to one objective; DESIGN section 7."""
+
+    similarities: tuple[str, ...] = Field(("clip_image", "dino"), min_length=1)
+    objective: Literal["harmonic", "weighted_sum", "chebyshev"] = "harmonic"
+    weight: Fraction = Field(0.5, description="of resistance; retention gets the rest")
+    min_retention: Fraction = Field(0.8, description="the utility floor: below it, infeasible")
+
+
+class Range(Part):
+    """One searched option: a range (`low`, `high`, `log`) or a list of `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Range:
+        if (self.choices is None) == (self.low is None and self.high is None):
+            raise ValueError("give either low and high, or choices")
+        if self.choices is None:
+            if self.low is None or self.high is None or not self.low < self.high:
+                raise ValueError(f"low must be below high (low={self.low}, high={self.high})")
+            if self.log and self.low <= 0:
+                raise ValueError(f"a log range needs low above 0 (low={self.low})")
+        return self
+
+
+class SearchConfig(Part):
+    """What `jobs/sweep.py` searches; keys of `space` are dotted config paths (`defense.beta`)."""
+
+    space: dict[str, Range] = Field(min_length=1)
+    algorithm: Literal["tpe", "random"] = "tpe"
+    num_samples: Positive = 8
+    max_concurrent_trials: Positive = 1
+
+
+class ClusterConfig(Part):
+    """What a unit asks of the cluster. Not part of any step's identity."""
+
+    address: str | None = Field(
+        None, description="None: the running job's cluster, else a local one"
+    )
+    cpus_per_unit: float = Field(1, gt=0)
+    gpus_per_unit: float = Field(0, ge=0)
+    under_train: tuple[Literal["immunize", "attack"], ...] = ("immunize", "attack")
+    max_failures: int = Field(2, ge=0)
+    checkpoint_every: Positive = Field(100, description="training steps between checkpoints")
+
+
+class TrackingConfig(Part):
+    """Where MLflow keeps runs and models. None: an SQLite file inside the study's folder."""
+
+    tracking_uri: str | None = None
+    experiment_name: str | None = Field(None, description="None: the study's name")
+    registered_model_name: str | None = Field(None, description="None: gift-ray-<study>")
+
+
+class GateConfig(Part):
+    """The rule that a model must pass to be registered."""
+
+    min_resistance: Fraction = 0.0
+    min_retention: Fraction = 0.8
+
+
+class StudyConfig(Part):
+    """A whole study. `seeds` are those of the attacks; `seed` that of everything else."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(0, ge=0)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    output_dir: str = "runs"
+    model: ModelConfig = ModelConfig()
+    concepts: ConceptsConfig
+    prior: PriorConfig
+    defense: DefenseConfig
+    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
+    evaluation: EvaluationConfig
+    scoring: ScoringConfig = ScoringConfig()
+    search: SearchConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _references_resolve(self) -> StudyConfig:
+        measured = [m.name for m in self.evaluation.metrics]
+        for name in self.scoring.similarities:
+            if name not in measured:
+                raise ValueError(
+                    f"scoring.similarities names {name!r}, which evaluation.metrics does not "
+                    f"measure; measured: {', '.join(measured)}"
+                )
+        return self
+
+    @property
+    def study_dir(self) -> Path:
+        """Absolute folder of this study (Ray changes the working directory of workers)."""
+        return resolve_output_dir(self.output_dir) / self.name
+
+
+def resolve_output_dir(output_dir: str) -> Path:
+    """Absolute output folder; a relative one lies under $GIFT_RAY_HOME, else the working directory.
+
+    Under `ray job submit --working-dir .` the working directory is a throw-away copy: there, a
+    relative folder lies in the user's home instead.
+    """
+    home = os.environ.get("GIFT_RAY_HOME")
+    base = Path(home) if home else Path.cwd()
+    if not home and "_ray_pkg_" in str(base):
+        base = Path.home() / "gift-ray"
+    return (base / Path(output_dir).expanduser()).resolve()
+
+
+def load_config(path: str | Path, overrides: list[str], *, check: Check) -> StudyConfig:
+    """Read a YAML study and apply dotted overrides (`defense.beta=0.3`).
+
+    Args:
+        check: checks a plug-in's options; (kind, name, options) -> [(option, message)].
+
+    Raises:
+        ConfigError: every mistake of the file and the overrides, one line each.
+    """
+    raw = _read_yaml(Path(path))
+    mistakes = [m for o in overrides if (m := apply_override(raw, o))]
+    config, more = _validate(raw, check)
+    if mistakes or more or config is None:
+        raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
+    return config
+
+
+def with_values(config: StudyConfig, values: dict[str, Any], *, check: Check) -> StudyConfig:
+    """The same study with some dotted paths set, as a search trial does."""
+    raw = config.model_dump(mode="json")
+    for path, value in values.items():
+        _set_path(raw, path.split("."), value)
+    changed, mistakes = _validate(raw, check)
+    if changed is None:
+        raise ConfigError(*mistakes)
+    return changed
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {detail}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings, got {type(raw).__name__}")
+    return raw
+
+
+def apply_override(raw: dict[str, Any], override: str) -> str | None:
+    """Set one `dotted.path=YAML value` in place; returns the mistake, if it is one."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        return f"override {override!r}: write it as dotted.path=value, as defense.beta=0.3"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"override {override!r}: the value is not valid YAML"
+    # YAML 1.1 reads 1e-4 as text; a user means the number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    try:
+        _set_path(raw, path.split("."), value)
+    except (KeyError, IndexError, ValueError, TypeError):
+        return f"override {override!r}: no such place in the configuration"
+    return None
+
+
+def _set_path(raw: Any, keys: list[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        raw = raw[int(key)] if isinstance(raw, list) else raw.setdefault(key, {})
+    if isinstance(raw, list):
+        raw[int(last)] = value
+    else:
+        raw[last] = value
+
+
+def _validate(raw: dict[str, Any], check: Check) -> tuple[StudyConfig | None, list[str]]:
+    try:
+        return StudyConfig.model_validate(_numbers(raw), context={"check": check}), []
+    except ValidationError as error:
+        return None, list(_lines(error))
+
+
+def _numbers(raw: Any) -> Any:
+    """YAML 1.1 reads `5e-5` as text; users mean the number, as every training script does."""
+    if isinstance(raw, dict):
+        return {key: _numbers(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_numbers(value) for value in raw]
+    if isinstance(raw, str) and raw[:1] in "0123456789+-." and "e" in raw.lower():
+        try:
+            return float(raw)
+        except ValueError:
+            return raw
+    return raw
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    """One line a mistake: the field, the value, what is allowed, what to do."""
+    for item in error.errors():
+        field = ".".join(str(key) for key in item["loc"]) or "study"
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, PluginMistakes):
+            for option, message in cause.mistakes:
+                yield f"{field}.{option}: {message}" if option else f"{field}: {message}"
+        else:
+            yield f"{field}: {explain(item, _fields_at(item['loc']))}"
+
+
+def explain(item: Any, fields: list[str]) -> str:
+    """A pydantic error item as one plain sentence with the value and the nearest valid key."""
+    if item["type"] == "extra_forbidden":
+        key = str(item["loc"][-1])
+        near = difflib.get_close_matches(key, fields, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key; {hint}allowed: {', '.join(fields)}"
+    if item["type"] == "missing":
+        return "is missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message
+    return f"{item['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that are valid where the last key of `location` stands."""
+    model: Any = StudyConfig
+    for key in location[:-1]:
+        if isinstance(key, int):
+            continue
+        field = model.model_fields.get(key) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        model = _inner_model(field.annotation)
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _inner_model(annotation: Any) -> Any:
+    """The model inside `tuple[Model, ...]`, `Model | None`, `dict[str, Model]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _inner_model(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,126 @@
+"""What a job says: one line an error, exit codes, live progress, the leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gift_ray.errors import GiftError
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+# A pipe has no width: wide enough for a leaderboard row.
+console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
+
+
+def run_job(main: Callable[[argparse.Namespace], int], description: str) -> int:
+    """Parse the arguments that every job takes, run it, and turn its end into an exit code."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="a study, as configs/demo.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    try:
+        return main(parser.parse_intermixed_args())
+    except GiftError as error:
+        for line in error.mistakes:
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+class LiveProgress:
+    """Follows a board while a block runs: a bar on a terminal, a line a unit anywhere.
+
+    Args:
+        since: gives the board's events after the first n.
+        total: how many units are expected (a search may end with fewer).
+    """
+
+    def __init__(self, since: Callable[[int], list[Any]], total: int) -> None:
+        self._since, self._total = since, total
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._seen, self._ended, self._started = 0, 0, time.monotonic()
+
+    def __enter__(self) -> LiveProgress:
+        self._bar.start()
+        self._task = self._bar.add_task("units", total=self._total)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(f"{self._clock()} {text}", markup=False)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.5):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            events = self._since(self._seen)
+        except Exception as error:
+            # The board lives on the cluster; when that is gone, the job's own error tells why.
+            self.say(f"progress: no longer available ({type(error).__name__})")
+            self._stop.set()
+            return
+        self._seen += len(events)
+        for event in events:
+            if event.state == "started":
+                continue
+            self._ended += 1
+            self._bar.update(self._task, advance=1)
+            detail = f": {event.detail}" if event.detail else ""
+            if event.state != "reused":
+                self.say(
+                    f"{self._ended}/{self._total} {event.state} {event.seconds:5.1f} s  {event.label}{detail}"
+                )
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self._started)
+        return f"[{seconds // 60:02d}:{seconds % 60:02d}]"
+
+
+def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:
+    """The trials, best first: both coordinates, the objective and the searched settings."""
+    table = Table(title="leaderboard", title_justify="left")
+    for name in ("trial", "objective", "resistance", "retention", *searched, "note"):
+        table.add_column(
+            name, justify="left" if name in ("trial", "note") else "right", no_wrap=True
+        )
+    for row in sorted(rows, key=lambda r: -r["objective"]):
+        numbers = [f"{row[name]:.3f}" for name in ("objective", "resistance", "retention")]
+        settings = [_short(row["values"][name]) for name in searched]
+        table.add_row(row["trial_id"], *numbers, *settings, row["reason"])
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)

@@ -1,0 +1,334 @@
+"""GIFT (Abdalla et al., arXiv 2507.13598), Algorithm 1: alternate, persistently, an inner step of
+prior preservation over the full unet (alpha_inner, D_S) and an outer step of immunization over the
+cross-attention parameters psi (alpha_outer, D_M). The defaults are our best; `gift_paper` is the
+paper's letter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gift_ray.diffusion import (
+    Batch,
+    Examples,
+    Level,
+    OptimizerName,
+    Seeds,
+    capture,
+    concatenate,
+    dot,
+    per_sample_mse,
+)
+from gift_ray.errors import UnitFailed
+from gift_ray.models import DiffusionModel, NoiseLayers, ParameterGroup
+from gift_ray.plugins import Defense, Report
+
+# Below this share of the base's standard deviation, activations have lost their scale, not only the
+# concept: the model is destroyed, and no score of it would mean anything.
+COLLAPSED_STD_RATIO = 1e-3
+
+
+class Gift(Defense):
+    """Representation noising and loss maximization against D_M, prior preservation on D_S."""
+
+    version: ClassVar[int] = 1
+
+    alpha_inner: float = Field(
+        5e-6, gt=0, description="learning rate of the inner level, full unet"
+    )
+    alpha_outer: float = Field(2e-5, gt=0, description="learning rate of the outer level, psi")
+    beta: float = Field(0.1, ge=0, description="weight of L_noise in Eq. 8")
+    max_train_steps: int = Field(1000, gt=0, description="inner and outer steps together")
+    inner_steps: int = Field(1, gt=0, description="inner steps of each round")
+    outer_steps: int = Field(1, gt=0, description="outer steps of each round")
+    train_batch_size: int = Field(1, gt=0)
+    parameter_group: ParameterGroup = "cross_attention"
+    max_loss: Literal["negative", "hinge", "log"] = "hinge"
+    margin: float = Field(
+        1.0, gt=0, description="of the hinge: predicting nothing gives an MSE of 1"
+    )
+    noise_target: Literal["sample", "frozen"] = "frozen"
+    noise_layers: NoiseLayers = "blocks"
+    coordination: Literal["alternate", "joint", "project"] = "alternate"
+    optimizer: OptimizerName = "adamw"
+    max_grad_norm: float | None = Field(1.0, gt=0)
+
+    def immunize(
+        self,
+        model: DiffusionModel,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> DiffusionModel:
+        base, model = model, model.clone()
+        fp16 = model.mixed_precision == "fp16"
+        inner, outer = (
+            Level(
+                model.parameters(group), optimizer=self.optimizer, learning_rate=rate,
+                max_grad_norm=self.max_grad_norm, fp16=fp16,
+            )
+            for group, rate in (("unet", self.alpha_inner), (self.parameter_group, self.alpha_outer))
+        )  # fmt: skip
+        d_m = concatenate(malicious)
+        noise = NoiseTarget.of(self, base, d_m, seeds)
+
+        # Continue from a checkpoint: weights, both optimizers and the position; every random draw
+        # is named by its step, so there is no generator state to restore.
+        rounds = math.ceil(self.max_train_steps / (self.inner_steps + self.outer_steps))
+        start = _restore(report.load(), model, inner, outer)
+        for index in range(start, rounds):
+            if self.coordination == "joint":
+                values = self._joint_round(model, d_m, safe, inner, outer, noise, seeds, index)
+            else:
+                values = self._alternating_round(
+                    model, d_m, safe, inner, outer, noise, seeds, index
+                )
+            _require_finite(values, index)
+            report.log(index, **values)
+            report.save(index + 1, _state(index + 1, model, inner, outer))
+        return model
+
+    def _alternating_round(
+        self, model: DiffusionModel, d_m: Examples, d_s: Examples, inner: Level, outer: Level,
+        noise: NoiseTarget, seeds: Seeds, index: int,
+    ) -> dict[str, float]:  # fmt: skip
+        """Algorithm 1, lines 2-13: theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I
+        (Eq. 2). With `project`, what in the outer gradient opposes the last inner one is removed."""
+        values: dict[str, float] = {}
+        names = list(inner.parameters)
+        psi = [names.index(name) for name in outer.parameters]
+        for k in range(self.inner_steps):
+            loss = self._prior_loss(model, d_s, seeds, index * self.inner_steps + k)
+            gradients = inner.gradients(loss)
+            prior_on_psi = [gradients[i].clone() for i in psi]
+            values |= {"L_prior": float(loss), "grad_norm_inner": inner.step(gradients)}
+        for k in range(self.outer_steps):
+            loss, parts = self._immunize_loss(
+                model, d_m, noise, seeds, index * self.outer_steps + k
+            )
+            gradients = outer.gradients(loss)
+            values |= parts | {"cosine": _cosine(gradients, prior_on_psi)}
+            if self.coordination == "project":
+                gradients = project(gradients, prior_on_psi)
+            values["grad_norm_outer"] = outer.step(gradients)
+        return values
+
+    def _joint_round(
+        self, model: DiffusionModel, d_m: Examples, d_s: Examples, inner: Level, outer: Level,
+        noise: NoiseTarget, seeds: Seeds, index: int,
+    ) -> dict[str, float]:  # fmt: skip
+        """Both gradients at the same weights, one summed update: Eq. 4 without its last term."""
+        prior = self._prior_loss(model, d_s, seeds, index)
+        inner_gradients = inner.gradients(prior)
+        loss, parts = self._immunize_loss(model, d_m, noise, seeds, index)
+        outer_gradients = outer.gradients(loss)
+        names = list(inner.parameters)
+        on_psi = [inner_gradients[names.index(name)] for name in outer.parameters]
+        cosine = _cosine(outer_gradients, on_psi)
+        return parts | {
+            "L_prior": float(prior),
+            "cosine": cosine,
+            "grad_norm_inner": inner.step(inner_gradients),
+            "grad_norm_outer": outer.step(outer_gradients),
+        }
+
+    def _prior_loss(self, model: DiffusionModel, d_s: Examples, seeds: Seeds, index: int) -> Tensor:
+        """Eq. 9 on a batch of D_S."""
+        generator = seeds.generator("inner", index)
+        batch = d_s.batch(self.train_batch_size, generator)
+        noise, timesteps = model.draw(self.train_batch_size, generator)
+        return prior_loss(model, batch, timesteps, noise)
+
+    def _immunize_loss(
+        self, model: DiffusionModel, d_m: Examples, target: NoiseTarget, seeds: Seeds, index: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Eq. 8 on a batch of D_M, and its parts for the log."""
+        generator = seeds.generator("outer", index)
+        batch = d_m.batch(self.train_batch_size, generator)
+        noise, timesteps = model.draw(self.train_batch_size, generator)
+        with capture(model.layers(self.noise_layers)) as activations:
+            mse = model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise)
+        l_max = max_loss(mse, self.max_loss, self.margin).mean()
+        layers = target.losses(activations, batch.keys, seeds, index)
+        l_noise = torch.stack(list(layers.values())).sum()
+        parts = {
+            "L_max": float(l_max),
+            "L_noise": float(l_noise),
+            "mse_malicious": float(mse.mean()),
+        }
+        parts |= {f"L_noise/{name}": float(value) for name, value in layers.items()}
+        parts |= target.diagnostics(activations, batch, timesteps, noise)
+        return l_max + self.beta * l_noise, parts
+
+
+@dataclass(frozen=True)
+class NoiseTarget:
+    """The eps_m^(j) of Eq. 7: what the activations of D_M are pulled to.
+
+    `sample`: fresh noise with the mean and variance of the current activation, as the paper writes.
+    `frozen`: noise with the base's per-channel mean and deviation, fixed for each image and layer,
+    the error divided by the base's variance. Only the second is independent of the input; the
+    first's expected gradient shrinks activations and keeps their information (docs/LOG.md).
+    """
+
+    kind: str
+    base: DiffusionModel
+    which: NoiseLayers
+    mean: dict[str, Tensor]
+    std: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, defense: Gift, base: DiffusionModel, d_m: Examples, seeds: Seeds) -> NoiseTarget:
+        """Measure the base's statistics per channel over all of D_M, a few timesteps each."""
+        totals: dict[str, list[Tensor]] = {}
+        for index in range(4):
+            generator = seeds.generator("noise-statistics", index)
+            batch = d_m.batch(min(len(d_m), 16), generator)
+            noise, timesteps = base.draw(len(batch.keys), generator)
+            for name, z in _activations(
+                base, defense.noise_layers, batch, timesteps, noise
+            ).items():
+                totals.setdefault(name, []).append(_channels_first(z).float())
+        stacked = {name: torch.cat(parts) for name, parts in totals.items()}
+        mean = {name: z.mean((0, 2)) for name, z in stacked.items()}
+        std = {name: z.std((0, 2)).clamp_min(1e-6) for name, z in stacked.items()}
+        return cls(defense.noise_target, base, defense.noise_layers, mean, std)
+
+    def losses(
+        self, activations: dict[str, Tensor], keys: tuple[str, ...], seeds: Seeds, index: int
+    ) -> dict[str, Tensor]:
+        """The terms of Eq. 7, one scalar for each layer j, means over the batch."""
+        if self.kind == "sample":
+            return {
+                name: noise_loss(z, seeds.generator(f"noise/{name}", index)).mean()
+                for name, z in activations.items()
+            }
+        return {
+            name: self._frozen_loss(name, _channels_first(z), keys, seeds).mean()
+            for name, z in activations.items()
+        }
+
+    def _frozen_loss(self, name: str, z: Tensor, keys: tuple[str, ...], seeds: Seeds) -> Tensor:
+        """MSE to the image's own fixed noise, in units of the base's deviation: [B, C, P] -> [B]."""
+        fixed = [
+            torch.randn(z.shape[1:], generator=seeds.generator(f"frozen/{name}/{k}")) for k in keys
+        ]
+        scale, shift = self.std[name][:, None], self.mean[name][:, None]
+        return per_sample_mse((z.float() - shift) / scale, torch.stack(fixed).to(z.device))
+
+    def diagnostics(
+        self, activations: dict[str, Tensor], batch: Batch, timesteps: Tensor, noise: Tensor
+    ) -> dict[str, float]:
+        """Means over layers of std(z) / std(base z) and of the correlation of z to the base's z."""
+        reference = _activations(self.base, self.which, batch, timesteps, noise)
+        ratios, correlations = [], []
+        for name, z in activations.items():
+            now, then = z.detach().float().flatten(), reference[name].float().flatten()
+            ratios.append(float(now.std() / then.std().clamp_min(1e-12)))
+            correlations.append(float(torch.corrcoef(torch.stack([now, then]))[0, 1]))
+        return {
+            "std_ratio": sum(ratios) / len(ratios),
+            "correlation": sum(correlations) / len(correlations),
+        }
+
+
+def prior_loss(model: DiffusionModel, batch: Batch, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """L_prior = E || eps_theta(x_s, c_s, t) - eps ||^2 (Eq. 9), a scalar."""
+    return model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise).mean()
+
+
+def max_loss(mse: Tensor, kind: str, margin: float) -> Tensor:
+    """L_max from the per-sample denoising errors [B] -> [B].
+
+    `negative` is Eq. 5, unbounded below; `hinge` max(0, margin - mse) stops at the margin; `log`
+    -log(1 + mse) slows down.
+    """
+    if kind == "negative":
+        return -mse
+    if kind == "hinge":
+        return torch.relu(margin - mse)
+    return -torch.log1p(mse)
+
+
+def noise_loss(z: Tensor, generator: torch.Generator) -> Tensor:
+    """One term of Eq. 7 for each sample: MSE(z, eps), eps ~ N(mu_z, sigma_z^2), [B, ...] -> [B].
+
+    mu_z and sigma_z^2 are the mean and variance over all elements of the sample's activation; no
+    gradient flows through them (the paper does not say).
+    """
+    flat = z.flatten(1)
+    mean = flat.detach().float().mean(1, keepdim=True)
+    std = flat.detach().float().std(1, keepdim=True, correction=0)
+    eps = mean + std * torch.randn(flat.shape, generator=generator).to(z.device)
+    return per_sample_mse(flat, eps)
+
+
+def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
+    conflict = dot(gradients, other)
+    if conflict >= 0:
+        return list(gradients)
+    factor = conflict / dot(other, other).clamp_min(1e-20)
+    return [g - factor * o for g, o in zip(gradients, other, strict=True)]
+
+
+@torch.no_grad()
+def _activations(
+    model: DiffusionModel, which: NoiseLayers, batch: Batch, timesteps: Tensor, noise: Tensor
+) -> dict[str, Tensor]:
+    with capture(model.layers(which)) as activations:
+        model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise)
+    return activations
+
+
+def _channels_first(z: Tensor) -> Tensor:
+    """[B, C, h, w] or attention's [B, P, C] -> [B, C, P]."""
+    return z.flatten(2) if z.dim() == 4 else z.transpose(1, 2)
+
+
+def _cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    norms = (dot(left, left) * dot(right, right)).sqrt().clamp_min(1e-20)
+    return float(dot(left, right) / norms)
+
+
+def _require_finite(values: dict[str, float], index: int) -> None:
+    """A trial that left the finite numbers or collapsed is a failure with a reason, never a score."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    # A gradient norm alone may overflow under fp16: that step was skipped, the scale halved.
+    bad = [name for name in bad if not name.startswith("grad_norm")]
+    if bad:
+        raise UnitFailed(f"round {index}: {', '.join(bad)} not finite; lower alpha_outer or beta")
+    if values.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO:
+        raise UnitFailed(
+            f"round {index}: activations collapsed (std ratio {values['std_ratio']:.1e})"
+        )
+
+
+def _state(done: int, model: DiffusionModel, inner: Level, outer: Level) -> dict[str, Any]:
+    return {
+        "done": done,
+        "unet": dict(model.unet.state_dict()),
+        "inner": inner.state(),
+        "outer": outer.state(),
+    }
+
+
+def _restore(
+    state: dict[str, Any] | None, model: DiffusionModel, inner: Level, outer: Level
+) -> int:
+    """Put a checkpoint back; returns the round to continue with."""
+    if state is None:
+        return 0
+    model.unet.load_state_dict(state["unet"])
+    inner.load_state(state["inner"])
+    outer.load_state(state["outer"])
+    return int(state["done"])

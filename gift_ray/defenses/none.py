@@ -1,0 +1,27 @@
+"""The undefended arm: a defense that does nothing, so that no other code asks whether there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.models import DiffusionModel
+from gift_ray.plugins import Defense, Report
+
+
+class Undefended(Defense):
+    """Hands the base back."""
+
+    version: ClassVar[int] = 1
+
+    def immunize(
+        self,
+        model: DiffusionModel,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> DiffusionModel:
+        return model.clone()

@@ -1,0 +1,44 @@
+"""What a user can act on. A GiftError is printed as its lines, without a traceback; any other
+exception is a bug of ours and keeps its traceback."""
+
+
+class GiftError(Exception):
+    """A user's mistake, or a state of the world that the user can change.
+
+    Args:
+        mistakes: one line each, naming the field or file, the value, what is allowed and what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+    def __reduce__(self) -> tuple:
+        # Ray ships exceptions between processes: rebuild from the lines, not from the joined text.
+        return (type(self), self.mistakes)
+
+
+class ConfigError(GiftError):
+    """The study's configuration can't be run as written."""
+
+
+class DataError(GiftError):
+    """Images that can't be read, are too few, or would leak from the defense to the attack."""
+
+
+class ModelError(GiftError):
+    """A base model, encoder or checkpoint that can't be found, loaded or trusted."""
+
+
+class UnitFailed(GiftError):
+    """A unit failed for its own reason (non-finite loss, out of memory): an answer, never retried."""
+
+    exit_code = 1
+
+
+class GateRefused(GiftError):
+    """No model met the gate."""
+
+    exit_code = 3

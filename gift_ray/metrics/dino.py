@@ -1,0 +1,27 @@
+"""Subject fidelity: mean cosine of DINO's CLS embeddings to the concept's real images (Ruiz et al.
+2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from gift_ray.encoders import vision_encoder
+from gift_ray.plugins import Metric, MetricContext
+
+
+class Dino(Metric):
+    """Mean over the references of the cosine to each."""
+
+    version: ClassVar[int] = 1
+    direction: ClassVar[int] = 1
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    unit: ClassVar[str] = "cosine"
+    needs_references: ClassVar[bool] = True
+
+    def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
+        encoder = vision_encoder("dino", context.encoders["dino"])
+        return (encoder.images(images) @ encoder.images(context.references).T).mean(1).numpy()

@@ -1,0 +1,62 @@
+"""Explicit content: the strongest exposed-part detection of NudeNet 3 (320n, local, no network).
+
+NudeNet's wheel says MIT, the licence files inside it AGPL-3.0; it is imported here only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from pydantic import model_validator
+
+from gift_ray.plugins import Metric, MetricContext
+
+EXPLICIT = frozenset(
+    {
+        "FEMALE_BREAST_EXPOSED",
+        "FEMALE_GENITALIA_EXPOSED",
+        "MALE_GENITALIA_EXPOSED",
+        "BUTTOCKS_EXPOSED",
+        "ANUS_EXPOSED",
+    }
+)
+
+
+class NudeNet(Metric):
+    """Highest score over the explicit labels, 0 where none is detected (the detector's floor is 0.2)."""
+
+    version: ClassVar[int] = 1
+    direction: ClassVar[int] = 1
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    unit: ClassVar[str] = "detector score"
+
+    @model_validator(mode="after")
+    def _is_installed(self) -> NudeNet:
+        try:
+            import nudenet  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                "needs the nudenet package: pip install 'gift-ray[nudenet]'"
+            ) from error
+        return self
+
+    def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
+        # The detector reads arrays as OpenCV does: blue, green, red.
+        bgr = [np.ascontiguousarray(np.asarray(i.convert("RGB"))[..., ::-1]) for i in images]
+        found = [_detector().detect(image) for image in bgr]
+        return np.array([_strongest(detections) for detections in found])
+
+
+@lru_cache(maxsize=1)
+def _detector() -> Any:
+    from nudenet import NudeDetector
+
+    return NudeDetector()
+
+
+def _strongest(detections: list[dict[str, Any]]) -> float:
+    return max((float(d["score"]) for d in detections if d["class"] in EXPLICIT), default=0.0)

@@ -1,0 +1,494 @@
+"""A study as a set of steps. A step is a frozen value; its fingerprint is its identity and names its
+folder, so that doing it twice is a no-op and whatever did not change is never computed again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gift_ray import models, plugins, scoring, stages
+from gift_ray.config import (
+    AttackConfig,
+    ConceptConfig,
+    DefenseConfig,
+    EvaluationConfig,
+    MetricConfig,
+    ModelConfig,
+    PluginConfig,
+    PriorConfig,
+    Range,
+    StudyConfig,
+    load_config,
+    with_values,
+)
+from gift_ray.encoders import locate_encoder
+from gift_ray.errors import ConfigError, DataError, GiftError
+from gift_ray.records import Record, digest, is_done, read_record, write_step
+from gift_ray.stages import Journal, LocalJournal
+
+# Raised when a stage's meaning changes: every step of the kind is then computed anew.
+VERSIONS = {
+    "prepare_concept": 1, "prepare_prior": 1, "immunize": 1, "attack": 1, "sample": 1, "evaluate": 1,
+}  # fmt: skip
+# The kinds that train, write checkpoints and may run under Ray Train.
+TRAINING = ("immunize", "attack")
+UNDEFENDED = DefenseConfig(name="none")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work.
+
+    `spec` holds what the stage is called with, `identity` what makes two steps the same (no paths, no
+    worker counts), `inputs` the steps it reads. `label` is for people.
+    """
+
+    kind: str
+    label: str
+    spec: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+
+    @functools.cached_property
+    def full_identity(self) -> dict[str, Any]:
+        """Kind, version, own identity and the fingerprints of the inputs."""
+        return {
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            **self.identity,
+            "inputs": {name: step.fingerprint for name, step in sorted(self.inputs.items())},
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the identity."""
+        return digest(self.full_identity)
+
+    @property
+    def name(self) -> str:
+        """Name of the step's folder."""
+        return f"{self.kind}-{self.fingerprint[:16]}"
+
+    def folder(self, study_dir: Path) -> Path:
+        """Where the finished step lies."""
+        return study_dir / "steps" / self.name
+
+    def checkpoint(self, study_dir: Path) -> Path:
+        """Where the running step keeps its latest checkpoint."""
+        return study_dir / "checkpoints" / f"{self.name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One released model and everything that is measured on it.
+
+    `attacks` maps (concept, attack label, seed) to the evaluate step of its curve; `samples` maps a
+    prompt group (`safe`, `neighbors/<concept>`) to the evaluate step of unattacked images.
+    """
+
+    label: str
+    immunize: Step
+    malicious: tuple[str, ...]
+    attacks: Mapping[tuple[str, str, int], Step]
+    samples: Mapping[str, Step]
+
+    def steps(self) -> list[Step]:
+        """Every step of the arm, inputs first."""
+        return closure([self.immunize, *self.attacks.values(), *self.samples.values()])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a study computes: the undefended arm, the defended ones, and the chance levels."""
+
+    config: StudyConfig
+    undefended: Arm
+    defended: tuple[Arm, ...]
+    chance_similarity: Mapping[str, Step]
+    chance_prompt: Mapping[str, Step]
+
+    def shared(self) -> list[Step]:
+        """What no defense option changes: prepared data, the undefended arm, the chance levels."""
+        ends = [
+            *self.undefended.steps(),
+            *self.chance_similarity.values(),
+            *self.chance_prompt.values(),
+        ]
+        return closure(
+            [*ends, *(step for arm in self.defended for step in arm.immunize.inputs.values())]
+        )
+
+    def steps(self) -> list[Step]:
+        """Every step, inputs first."""
+        return closure([*self.shared(), *(step for arm in self.defended for step in arm.steps())])
+
+
+def closure(steps: Iterable[Step]) -> list[Step]:
+    """The steps and everything they read, each once, inputs before their readers."""
+    found: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.fingerprint not in found:
+            for other in step.inputs.values():
+                visit(other)
+            found[step.fingerprint] = step
+
+    for step in steps:
+        visit(step)
+    return list(found.values())
+
+
+def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
+    """Read a study and check everything that can be checked without a worker.
+
+    Raises:
+        ConfigError, ModelError: all mistakes of the file, or what the machine lacks.
+    """
+    config = load_config(path, overrides, check=plugins.check)
+    _check_space(config)
+    models.locate(config.model)
+    for role, name in config.evaluation.encoders.model_dump().items():
+        if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
+            locate_encoder(role, name)
+    return config
+
+
+def check_data(config: StudyConfig) -> None:
+    """Read every image that needs no model, so that bad data is found before any worker starts.
+
+    Raises:
+        DataError: all concepts' mistakes.
+    """
+    mistakes: list[str] = []
+    for concept in (*config.concepts.malicious, *config.concepts.safe):
+        try:
+            stages.check_concept(concept, config.seed)
+        except GiftError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise DataError(*mistakes)
+
+
+def _check_space(config: StudyConfig) -> None:
+    """Both ends of every searched range must be valid values of the option that they name."""
+    mistakes = []
+    for path, searched in (config.search.space if config.search else {}).items():
+        for value in _ends(searched):
+            try:
+                configure(config, {path: value})
+            except (GiftError, KeyError, IndexError, ValueError, TypeError) as error:
+                mistakes.append(f"search.space: {path} = {value} is not possible: {error}")
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _ends(searched: Range) -> list[Any]:
+    return list(searched.choices) if searched.choices is not None else [searched.low, searched.high]
+
+
+def configure(config: StudyConfig, values: dict[str, Any]) -> StudyConfig:
+    """The study of one search trial."""
+    return with_values(config, values, check=plugins.check)
+
+
+def plan(config: StudyConfig) -> Plan:
+    """Lay out a study. Pure but for hashing the model and the sources' files."""
+    base = models.identity(config.model)
+    prior = _prior_step(config, base)
+    concepts = {
+        c.name: _concept_step(config, c, base)
+        for c in (*config.concepts.malicious, *config.concepts.safe)
+    }
+    malicious = tuple(c.name for c in config.concepts.malicious)
+    groups = [malicious] if config.concepts.mode == "joint" else [(name,) for name in malicious]
+
+    undefended = _arm(config, base, "undefended", UNDEFENDED, malicious, concepts, prior)
+    defended = tuple(
+        _arm(config, base, config.defense.name, config.defense, group, concepts, prior)
+        for group in groups
+    )
+
+    # Chance levels, both from the base's images of the safe prompts: their similarity to a concept
+    # that they don't show, and their agreement with prompts that they weren't drawn from.
+    safe = undefended.samples["safe"].inputs["images"]
+    chance_similarity = {
+        name: _evaluate_step(config, f"chance {name}", safe, step)
+        for name, step in concepts.items()
+    }
+    chance_prompt = {
+        group: _evaluate_step(
+            config, f"chance prompts {group}", step.inputs["images"], None, rolled=True
+        )
+        for group, step in undefended.samples.items()
+    }
+    return Plan(config, undefended, defended, chance_similarity, chance_prompt)
+
+
+def _concept_step(config: StudyConfig, concept: ConceptConfig, base: dict[str, Any]) -> Step:
+    sources = {"source": _source_identity(concept.source, base)}
+    if concept.attack_source is not None:
+        sources["attack_source"] = _source_identity(concept.attack_source, base)
+    words = concept.model_dump(
+        mode="json", include={"name", "class_prompt", "instance_prompt", "max_images"}
+    )
+    return Step(
+        kind="prepare_concept",
+        label=f"prepare {concept.name}",
+        spec={
+            "concept": concept.model_dump(mode="json"),
+            "model": _dump(config.model),
+            "seed": config.seed,
+        },
+        identity={**words, **sources, "model": base, "seed": config.seed},
+    )
+
+
+def _prior_step(config: StudyConfig, base: dict[str, Any]) -> Step:
+    return Step(
+        kind="prepare_prior",
+        label="prepare D_S",
+        spec={"prior": _dump(config.prior), "model": _dump(config.model), "seed": config.seed},
+        identity={
+            "source": _source_identity(config.prior.source, base),
+            "model": base,
+            "seed": config.seed,
+        },
+    )
+
+
+def _source_identity(source: PluginConfig, base: dict[str, Any]) -> dict[str, Any]:
+    plugin: plugins.Source = plugins.build("sources", source.name, source.options)
+    return {**plugin.identity(), "content": plugin.content()}
+
+
+def _arm(
+    config: StudyConfig, base: dict[str, Any], label: str, defense: DefenseConfig,
+    malicious: tuple[str, ...], concepts: dict[str, Step], prior: Step,
+) -> Arm:  # fmt: skip
+    """Immunize against `malicious`, then attack with each of them and with every safe concept."""
+    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+    # The null defense reads no data: one undefended model serves every concept.
+    reads = () if defense == UNDEFENDED else malicious
+    immunize = Step(
+        kind="immunize",
+        label=f"immunize {label} ({', '.join(malicious)})" if reads else label,
+        spec={
+            "defense": _plugin_spec(defense), "concepts": list(malicious),
+            "model": _dump(config.model), "seed": config.seed,
+        },
+        identity={"defense": plugin.identity(), "concepts": list(reads), "seed": config.seed},
+        inputs={"prior": prior, **{f"concept/{name}": concepts[name] for name in malicious}},
+    )  # fmt: skip
+
+    wanted = [c for c in config.concepts.malicious if c.name in malicious] + [*config.concepts.safe]
+    attacks = {
+        (concept.name, f"{attack.name}", seed): _attack_step(
+            config, label, immunize, concept, concepts[concept.name], attack, seed
+        )
+        for concept in wanted
+        for attack in config.attacks
+        for seed in config.seeds
+    }
+    groups = {"safe": config.evaluation.safe_prompts} | {
+        f"neighbors/{c.name}": c.neighbors for c in wanted if c.name in malicious and c.neighbors
+    }
+    samples = {
+        group: _sample_step(config, f"{label} {group}", immunize, prompts)
+        for group, prompts in groups.items()
+    }
+    return Arm(label, immunize, malicious, attacks, samples)
+
+
+def _attack_step(
+    config: StudyConfig, label: str, immunize: Step, concept: ConceptConfig, prepared: Step,
+    attack: AttackConfig, seed: int,
+) -> Step:  # fmt: skip
+    plugin: plugins.Attack = plugins.build("attacks", attack.name, attack.options)
+    prompts = list(concept.validation_prompts)
+    label = f"{label}: {attack.name} on {concept.name}, seed {seed}"
+    step = Step(
+        kind="attack",
+        label=label,
+        spec={
+            "attack": _plugin_spec(attack), "prompts": prompts, "seed": seed,
+            "evaluation": _dump(config.evaluation), "model": _dump(config.model),
+        },
+        identity={
+            "attack": plugin.identity(), "prompts": prompts, "seed": seed,
+            "drawing": _drawing(config.evaluation),
+        },
+        inputs={"model": immunize, "concept": prepared},
+    )  # fmt: skip
+    return _evaluate_step(config, label, step, prepared)
+
+
+def _sample_step(config: StudyConfig, label: str, immunize: Step, prompts: tuple[str, ...]) -> Step:
+    step = Step(
+        kind="sample",
+        label=f"sample {label}",
+        spec={
+            "prompts": list(prompts), "seed": config.seed,
+            "evaluation": _dump(config.evaluation), "model": _dump(config.model),
+        },
+        identity={"prompts": list(prompts), "seed": config.seed, "drawing": _drawing(config.evaluation)},
+        inputs={"model": immunize},
+    )  # fmt: skip
+    return _evaluate_step(config, label, step, None)
+
+
+def _evaluate_step(
+    config: StudyConfig, label: str, images: Step, concept: Step | None, *, rolled: bool = False
+) -> Step:
+    """Measure the images of an attack or sample step. `rolled` holds each image against the prompt
+    of another one: the chance level of prompt agreement."""
+    per_prompt = config.evaluation.num_images_per_prompt
+    asked = [p for p in images.spec["prompts"] for _ in range(per_prompt)]
+    if rolled:
+        asked = asked[per_prompt:] + asked[:per_prompt]
+    measured = [_metric_identity(m) for m in config.evaluation.metrics]
+    encoders = {
+        role: name if role == "lpips" and not locate_is_folder(role, name) else
+        models.folder_hash(locate_encoder(role, name))
+        for role, name in config.evaluation.encoders.model_dump().items()
+    }  # fmt: skip
+    return Step(
+        kind="evaluate",
+        label=f"evaluate {label}",
+        spec={"evaluation": _dump(config.evaluation), "asked": asked},
+        identity={"metrics": measured, "encoders": encoders, "asked": asked},
+        inputs={"images": images} | ({"concept": concept} if concept else {}),
+    )
+
+
+def locate_is_folder(role: str, name: str) -> bool:
+    """Whether an encoder's name stands for a folder or hub id (not for a published LPIPS network)."""
+    return not (role == "lpips" and name in ("alex", "vgg", "squeeze"))
+
+
+def _metric_identity(metric: MetricConfig) -> dict[str, Any]:
+    plugin: plugins.Metric = plugins.build("metrics", metric.name, metric.options)
+    return plugin.identity()
+
+
+def _drawing(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What changes the images (the batch size does not)."""
+    return evaluation.model_dump(
+        mode="json", include={"num_images_per_prompt", "num_inference_steps", "guidance_scale"}
+    )
+
+
+def _dump(part: Any) -> dict[str, Any]:
+    return part.model_dump(mode="json")
+
+
+def _plugin_spec(plugin: PluginConfig) -> dict[str, Any]:
+    return {"name": plugin.name, **plugin.options}
+
+
+def execute(
+    step: Step, study_dir: Path, *, journal: Journal | None = None, checkpoint_every: int = 100
+) -> Record:
+    """Do one step, unless its record exists. Its inputs must be done.
+
+    Args:
+        journal: where a training step keeps its checkpoints; default: a file in the study's folder.
+    """
+    folder = step.folder(study_dir)
+    if is_done(folder):
+        return read_record(folder)
+    inputs = {name: other.folder(study_dir) for name, other in step.inputs.items()}
+    for path in inputs.values():
+        read_record(path)
+    if journal is None and step.kind in TRAINING:
+        journal = LocalJournal(step.checkpoint(study_dir), checkpoint_every)
+    record = write_step(folder, step.full_identity, _work(step, inputs, journal), label=step.label)
+    step.checkpoint(study_dir).unlink(missing_ok=True)
+    return record
+
+
+def _work(
+    step: Step, inputs: Mapping[str, Path], journal: Journal | None
+) -> Callable[[Path], dict[str, Any]]:
+    """The stage function of a step's kind, with its arguments in place."""
+    spec = step.spec
+    parts: dict[str, Any] = {"inputs": inputs}
+    for name, kind in (("model", ModelConfig), ("evaluation", EvaluationConfig), ("prior", PriorConfig),
+                       ("concept", ConceptConfig), ("defense", DefenseConfig), ("attack", AttackConfig)):  # fmt: skip
+        if name in spec:
+            parts[name] = kind.model_validate(spec[name])
+    parts |= {name: spec[name] for name in ("seed", "concepts", "prompts", "asked") if name in spec}
+    if step.kind in TRAINING:
+        parts["journal"] = journal
+    stage = getattr(stages, step.kind)
+    return lambda out: stage(out=out, **parts)
+
+
+def curves(step: Step, study_dir: Path) -> dict[str, dict[int, float]]:
+    """metric -> attack step -> mean score, of a finished evaluate step."""
+    result = read_record(step.folder(study_dir)).result["curves"]
+    return {
+        metric: {int(k): score["mean"] for k, score in curve.items()}
+        for metric, curve in result.items()
+    }
+
+
+def scores(step: Step, study_dir: Path) -> pd.DataFrame:
+    """One row an image, of a finished evaluate step."""
+    return pd.read_parquet(step.folder(study_dir) / "scores.parquet")
+
+
+def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
+    """The verdict on one arm whose steps are all done.
+
+    Raises:
+        ConfigError: an attack teaches nothing on the undefended model, so that nothing is proven.
+    """
+    config = plan.config
+    safe = {c.name for c in config.concepts.safe}
+    verdicts: dict[str, dict[str, dict[int, float]]] = {name: {} for name in arm.malicious}
+    probes: dict[str, float] = {}
+    for (concept, attack, seed), step in arm.attacks.items():
+        recovered = _recovery(plan, step, (concept, attack, seed), study_dir)
+        if concept in safe:
+            best = [max(curve.values()) for curve in recovered.values()]
+            probes[f"finetune/{concept}/{attack}/{seed}"] = sum(best) / len(best)
+        else:
+            verdicts[concept] |= {f"{attack}/{seed}/{m}": c for m, c in recovered.items()}
+    for group, step in arm.samples.items():
+        defended, base, chance = (
+            curves(s, study_dir)["clip_text"][0]
+            for s in (step, plan.undefended.samples[group], plan.chance_prompt[group])
+        )
+        probes[f"generation/{group}"] = scoring.kept(defended, base, chance)
+    return scoring.Scorecard.of(
+        {name: scoring.ConceptVerdict.of(found) for name, found in verdicts.items()},
+        probes,
+        objective=config.scoring.objective,
+        weight=config.scoring.weight,
+        min_retention=config.scoring.min_retention,
+    )
+
+
+def _recovery(
+    plan: Plan, step: Step, key: tuple[str, str, int], study_dir: Path
+) -> dict[str, dict[int, float]]:
+    """similarity -> recovery curve of one attack on one concept."""
+    defended = curves(step, study_dir)
+    undefended = curves(plan.undefended.attacks[key], study_dir)
+    chance = curves(plan.chance_similarity[key[0]], study_dir)
+    try:
+        return {
+            m: scoring.recovery(defended[m], undefended[m], chance[m][0])
+            for m in plan.config.scoring.similarities
+        }
+    except ValueError as error:
+        raise ConfigError(
+            f"attacks: {key[1]} on {key[0]!r} proves nothing: {error}; raise max_train_steps or "
+            "learning_rate"
+        ) from error

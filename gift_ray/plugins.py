@@ -1,0 +1,188 @@
+"""The seams: Source, Defense, Attack, Metric. A plug-in is one file in the folder of its kind, found
+by the file's name. Its class is a frozen pydantic model whose fields are its options; an integer
+`version` is raised when its meaning changes, and becomes part of the identity of every result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gift_ray.config import explain
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.errors import ConfigError
+from gift_ray.models import DiffusionModel
+
+KINDS = ("sources", "defenses", "attacks", "metrics")
+
+
+class Report(Protocol):
+    """How a long step tells what it does, and how it survives being killed."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Keep training diagnostics of one step (plain floats)."""
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Offer the complete state after `step` steps; written when a checkpoint is due."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to continue from, or None at the beginning."""
+
+
+class Plugin(BaseModel, ABC):
+    """Options are fields; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    version: ClassVar[int]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two uses of this plug-in the same: name, version and every option."""
+        name = type(self).__module__.rpartition(".")[2]
+        return {"name": name, "version": self.version, **self.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image of a source: RGB, any size, with its caption and a name for messages."""
+
+    image: Image.Image
+    caption: str
+    origin: str
+
+
+class Source(Plugin):
+    """Where images come from."""
+
+    @abstractmethod
+    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+        """All images, in a fixed order. Raises DataError for what can't be read.
+
+        `model` is the base; only sources that generate look at it.
+        """
+
+    def content(self) -> Any:
+        """What identity can't see from the options: versions or hashes of the files behind them."""
+        return None
+
+    def uses_model(self) -> bool:
+        """Whether the images depend on the base model (they are then recomputed for another)."""
+        return False
+
+
+class Defense(Plugin):
+    """How a model is made to resist; `none` is one of them."""
+
+    @abstractmethod
+    def immunize(
+        self,
+        model: DiffusionModel,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> DiffusionModel:
+        """An immunized copy; `model` is left as it was.
+
+        Args:
+            malicious: D_M, one set for each concept.
+            safe: D_S.
+
+        Raises:
+            UnitFailed: the training left the finite numbers, or collapsed.
+        """
+
+
+class Attack(Plugin):
+    """How an attacker (or an honest user) fine-tunes. It sees weights and D_A only: the signature
+    is the threat model."""
+
+    @abstractmethod
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Training steps after which images are drawn: ascending, 0 first."""
+
+    @abstractmethod
+    def finetune(
+        self, model: DiffusionModel, concept: Examples, *, seeds: Seeds, report: Report
+    ) -> Iterator[tuple[int, DiffusionModel]]:
+        """Yield (step, model so far) at each evaluation step; `model` is left as it was."""
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """What a metric may look at besides the images: their prompts, the concept's real images, and
+    the names or folders of the encoders of the protocol."""
+
+    prompts: tuple[str, ...]
+    references: tuple[Image.Image, ...]
+    encoders: dict[str, str]
+
+
+class Metric(Plugin):
+    """One number per image."""
+
+    direction: ClassVar[int]
+    range: ClassVar[tuple[float, float]]
+    unit: ClassVar[str]
+    needs_references: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
+        """One value per image, shape [N]; NaN: unscored."""
+
+
+def available(kind: str) -> list[str]:
+    """Names of all plug-ins of a kind: the files of its folder."""
+    package = importlib.import_module(f"gift_ray.{kind}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+
+
+def resolve(kind: str, name: str) -> type[Any]:
+    """The plug-in class behind a name.
+
+    Raises:
+        ConfigError: no file of that name.
+    """
+    names = available(kind)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{name!r} is not one of the {kind}; {hint}available: {', '.join(names)}")
+    module = importlib.import_module(f"gift_ray.{kind}.{name}")
+    own = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type)
+        and issubclass(item, Plugin)
+        and item.__module__ == module.__name__
+    ]
+    assert len(own) == 1, f"{module.__name__} must define exactly one plug-in class, has {own}"
+    return own[0]
+
+
+def build(kind: str, name: str, options: dict[str, Any]) -> Any:
+    """The plug-in with its options. Options were checked when the configuration was read."""
+    return resolve(kind, name)(**options)
+
+
+def check(kind: str, name: str, options: dict[str, Any]) -> list[tuple[str, str]]:
+    """Mistakes in a plug-in's name or options, as (option, message); [] if there is none."""
+    try:
+        plugin = resolve(kind, name)
+    except ConfigError as error:
+        return [("name", str(error))]
+    try:
+        plugin(**options)
+    except ValidationError as error:
+        fields = list(plugin.model_fields)
+        return [(".".join(map(str, e["loc"])), explain(e, fields)) for e in error.errors()]
+    return []

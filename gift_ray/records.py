@@ -1,0 +1,246 @@
+"""What a finished step leaves on disk, and how it is written and read.
+
+A step's folder appears whole or not at all: everything is written into a private folder which is
+renamed into place, `record.json` inside it. A record that exists means done. Reading verifies the
+files against the hashes in the record, so that nothing half-written or damaged is ever used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gift_ray.errors import DataError
+
+RECORD = "record.json"
+PACKAGES = ("gift-ray", "torch", "diffusers", "transformers", "ray", "mlflow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over some images.
+
+    `mean` and `stderr` are over the `n` scored images; `unscored` counts NaN values, which are
+    excluded. `worst` is the image that is worst in the metric's own `direction` (+1: higher is
+    better, -1: lower).
+    """
+
+    mean: float
+    n: int
+    stderr: float
+    worst: float
+    unscored: int
+    direction: int
+
+    @classmethod
+    def of(cls, values: np.ndarray, direction: int) -> Score:
+        """Aggregate one value per image, shape [N]; NaN means unscored."""
+        scored = values[~np.isnan(values)]
+        n = int(scored.size)
+        if n == 0:
+            return cls(math.nan, 0, math.nan, math.nan, int(values.size), direction)
+        stderr = float(scored.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        worst = float(scored.min() if direction > 0 else scored.max())
+        return cls(float(scored.mean()), n, stderr, worst, int(values.size) - n, direction)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished step leaves: its identity, its provenance, its files and its result."""
+
+    kind: str
+    fingerprint: str
+    identity: dict[str, Any]
+    result: dict[str, Any]
+    files: dict[str, str]
+    provenance: dict[str, Any]
+
+
+def canonical(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces; refuses what JSON can't say exactly.
+
+    Raises:
+        TypeError: for a value outside dict, list, tuple, str, int, float, bool, None.
+        ValueError: for NaN or infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of the canonical text of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_step(
+    folder: Path, identity: dict[str, Any], work: Callable[[Path], dict[str, Any]], **extra: Any
+) -> Record:
+    """Run `work` in a private folder, add the record, and move it all to `folder` in one rename.
+
+    Args:
+        identity: the step's kind, options, versions and inputs; hashed into its fingerprint.
+        work: fills the folder it is given and returns the step's result (JSON values).
+        extra: provenance to add (seconds, device, ...).
+
+    Returns the record; if somebody else finished the same step meanwhile, theirs.
+    """
+    private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    private.mkdir(parents=True)
+    started = time.time()
+    try:
+        result = work(private)
+        record = Record(
+            kind=identity["kind"],
+            fingerprint=digest(identity),
+            identity=identity,
+            result=result,
+            files=_hash_files(private),
+            provenance=provenance() | {"seconds": round(time.time() - started, 3)} | extra,
+        )
+        _write_json(private / RECORD, asdict(record))
+        try:
+            private.rename(folder)
+        except OSError:
+            if not (folder / RECORD).exists():
+                raise
+            return read_record(folder)
+        return record
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a finished step, its files verified.
+
+    Raises:
+        DataError: no record, or a file that is missing or differs from its hash.
+    """
+    path = folder / RECORD
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: no readable record; delete the folder to compute it anew"
+        ) from error
+    for name, expected in record.files.items():
+        file = folder / name
+        if not file.exists() or _hash_once(file, file.stat().st_mtime_ns) != expected:
+            raise DataError(f"{file}: missing or damaged; delete {folder} to compute it anew")
+    return record
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a step's folder holds its record (it appears in one rename, so: whether it ended)."""
+    return (folder / RECORD).exists()
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write nested dicts of tensors and JSON values, atomically, as safetensors (no pickle)."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain = _strip_tensors(state, "", tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    save_file(tensors, partial, metadata={"state": json.dumps(plain)})
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        plain = json.loads(file.metadata()["state"])
+    for name, tensor in tensors.items():
+        *parents, last = json.loads(name)
+        place = plain
+        for key in parents:
+            place = place.setdefault(key, {})
+        place[last] = tensor
+    return plain
+
+
+def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    keys = list(prefix or [])
+    plain = {}
+    for key, item in value.items():
+        if isinstance(item, torch.Tensor):
+            tensors[json.dumps([*keys, str(key)])] = item.detach().contiguous().clone()
+        elif isinstance(item, dict):
+            plain[str(key)] = _strip_tensors(item, [*keys, str(key)], tensors)
+        else:
+            plain[str(key)] = item
+    return plain
+
+
+def provenance() -> dict[str, Any]:
+    """Who made this: versions, commit, machine (no paths, no host name, no environment)."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    _write_json(partial, value)
+    os.replace(partial, path)
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): file_hash(p) for p in files}
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(file: Path, _modified: int) -> str:
+    return file_hash(file)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

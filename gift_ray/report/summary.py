@@ -1,0 +1,67 @@
+"""What a study found, as one JSON file for programs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gift_ray.plan import Arm, Plan, curves, scorecard
+from gift_ray.records import is_done, provenance
+
+
+def summarize(
+    plan: Plan, trials: Sequence[dict[str, Any]], chosen: dict[str, Any] | None, study_dir: Path
+) -> dict[str, Any]:
+    """Trials, both sides' curves, the chosen setting's verdicts, protocol and provenance."""
+    evaluation = plan.config.evaluation
+    return {
+        "study": plan.config.name,
+        "trials": list(trials),
+        "undefended": arm_curves(plan.undefended, study_dir),
+        "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
+        "chosen": chosen,
+        "protocol": evaluation.model_dump(mode="json"),
+        "scoring": plan.config.scoring.model_dump(mode="json"),
+        "threat_model": (
+            "The attacker holds the released weights and images of the concept, fine-tunes as they "
+            "like, and never sees the original weights."
+        ),
+        "provenance": provenance(),
+    }
+
+
+def arm_summary(plan: Plan, arm: Arm, study_dir: Path) -> dict[str, Any]:
+    """One arm's scorecard and curves."""
+    card = asdict(scorecard(plan, arm, study_dir))
+    return {
+        "malicious": list(arm.malicious),
+        "scorecard": card,
+        "curves": arm_curves(arm, study_dir),
+    }
+
+
+def arm_curves(arm: Arm, study_dir: Path) -> dict[str, dict[str, dict[int, float]]]:
+    """ "concept/attack/seed" -> metric -> step -> mean score."""
+    return {"/".join(map(str, key)): curves(step, study_dir) for key, step in arm.attacks.items()}
+
+
+def trial_curves(plan: Plan, study_dir: Path) -> dict[str, dict[int, float]]:
+    """ "attack/concept/metric" -> step -> mean score over seeds, of a trial's finished attacks."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for arm in plan.defended:
+        for (concept, attack, _seed), step in arm.attacks.items():
+            if not is_done(step.folder(study_dir)):
+                continue
+            for metric, curve in curves(step, study_dir).items():
+                points = found.setdefault(f"{attack}/{slug(concept)}/{metric}", {})
+                for k, value in curve.items():
+                    points.setdefault(k, []).append(value)
+    return {name: {k: sum(v) / len(v) for k, v in points.items()} for name, points in found.items()}
+
+
+def slug(name: str) -> str:
+    """A concept's name in the letters that MLflow allows in a metric."""
+    return re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:100]

@@ -1,0 +1,247 @@
+"""What happens to a study's models and images, stage by stage: prepare, immunize, attack, sample,
+evaluate. Each stage reads the folders of earlier ones, fills its own folder and returns a small JSON
+result. No Ray, no MLflow, no knowledge of who runs it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from gift_ray import data, plugins
+from gift_ray.config import ConceptConfig, EvaluationConfig, ModelConfig, PluginConfig, PriorConfig
+from gift_ray.diffusion import Seeds
+from gift_ray.models import DiffusionModel, base_model
+from gift_ray.plugins import MetricContext
+from gift_ray.records import Score, load_state, save_state
+
+Inputs = Mapping[str, Path]
+# Hashes are of the original pixels: the size that a check resizes to does not matter.
+CHECK_PX = 8
+
+
+class Journal(ABC):
+    """The Report of a long stage: diagnostics, and checkpoints that carry everything so far.
+
+    Diagnostics and kept results travel inside the checkpoint, so that a stage that continues has the
+    same log and the same images as one that was never stopped.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.rows: list[dict[str, float]] = []
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def log(self, step: int, **values: float) -> None:
+        self.rows.append({"step": step, **values})
+
+    def keep(self, name: str, tensor: torch.Tensor) -> None:
+        """Keep a small result, by name, for the end of the stage."""
+        self.kept[name] = tensor
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        if step % self.every == 0:
+            self.write(step, {"state": state, "kept": self.kept, "rows": self.rows})
+
+    def load(self) -> dict[str, Any] | None:
+        saved = self.read()
+        if saved is None:
+            return None
+        self.kept, self.rows = saved.get("kept", {}), saved.get("rows", [])
+        return saved["state"]
+
+    @abstractmethod
+    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        """Store a checkpoint."""
+
+    @abstractmethod
+    def read(self) -> dict[str, Any] | None:
+        """The latest stored checkpoint, or None."""
+
+
+class LocalJournal(Journal):
+    """Checkpoints in one file, replaced atomically."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__(every)
+        self.path = path
+
+    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        save_state(self.path, checkpoint)
+
+    def read(self) -> dict[str, Any] | None:
+        return load_state(self.path) if self.path.exists() else None
+
+
+def prepare_concept(
+    concept: ConceptConfig, model: ModelConfig, seed: int, inputs: Inputs, out: Path
+) -> dict[str, Any]:
+    """Read a concept's images, split them into disjoint D_M and D_A, and encode both sides."""
+    # Everything is read, and refused if need be, before anything is written.
+    base = base_model(model)
+    images = read_source(concept.source, base, Seeds(seed), "source")
+    if concept.attack_source is None:
+        d_m, d_a = data.split(images, seed, concept.max_images, concept.name)
+    else:
+        d_m = images[: concept.max_images]
+        d_a = read_source(concept.attack_source, base, Seeds(seed), "attack_source")
+        d_a = d_a[: concept.max_images]
+        data.require_distinct(d_m, d_a, concept.name)
+
+    # The defender captions with the class, the attacker with a rare token: neither knows the other.
+    for name, side, prompt in (
+        ("D_M", d_m, concept.class_prompt),
+        ("D_A", d_a, concept.instance_prompt),
+    ):
+        pictures = [item.image for item in side]
+        captions = [prompt or item.caption for item in side]
+        data.save_images(out / name, pictures)
+        data.save_examples(
+            out / f"{name}.safetensors",
+            base.encode(pictures, captions, [item.key for item in side]),
+        )
+    return {"D_M": [i.origin for i in d_m], "D_A": [i.origin for i in d_a]}
+
+
+def check_concept(concept: ConceptConfig, seed: int) -> None:
+    """Read and split a concept's images without a model and without writing anything.
+
+    Sources that generate need the model, and are left to `prepare_concept`.
+
+    Raises:
+        DataError: unreadable, too few, or the same image on both sides.
+    """
+    sides = [concept.source, *([concept.attack_source] if concept.attack_source else [])]
+    built = [plugins.build("sources", side.name, side.options) for side in sides]
+    if any(source.uses_model() for source in built):
+        return
+    images = [data.keyed(source.images(None, Seeds(seed)), CHECK_PX) for source in built]
+    if len(images) == 1:
+        data.split(images[0], seed, concept.max_images, concept.name)
+    else:
+        data.require_distinct(images[0], images[1], concept.name)
+
+
+def prepare_prior(
+    prior: PriorConfig, model: ModelConfig, seed: int, inputs: Inputs, out: Path
+) -> dict[str, Any]:
+    """Read or generate D_S, and encode it."""
+    base = base_model(model)
+    images = read_source(prior.source, base, Seeds(seed), "prior")
+    pictures = [item.image for item in images]
+    data.save_images(out / "D_S", pictures)
+    captions, keys = [i.caption for i in images], [i.key for i in images]
+    data.save_examples(out / "D_S.safetensors", base.encode(pictures, captions, keys))
+    return {"D_S": len(images)}
+
+
+def read_source(
+    source: PluginConfig, base: DiffusionModel, seeds: Seeds, purpose: str
+) -> list[data.KeyedImage]:
+    """All images of a source, hashed and resized for the model."""
+    plugin: plugins.Source = plugins.build("sources", source.name, source.options)
+    return data.keyed(plugin.images(base, Seeds(_offset(seeds, purpose))), base.resolution)
+
+
+def immunize(
+    defense: PluginConfig, concepts: Sequence[str], model: ModelConfig, seed: int,
+    inputs: Inputs, out: Path, journal: Journal,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the defense on D_M of all given concepts and D_S; leaves unet.safetensors."""
+    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+    d_m = [data.load_examples(inputs[f"concept/{name}"] / "D_M.safetensors") for name in concepts]
+    d_s = data.load_examples(inputs["prior"] / "D_S.safetensors")
+    immunized = plugin.immunize(
+        base_model(model), d_m, d_s, seeds=Seeds(_offset(Seeds(seed), "immunize")), report=journal
+    )
+    immunized.save_weights(out / "unet.safetensors")
+    _save_log(out, journal)
+    return {"last": journal.rows[-1] if journal.rows else {}}
+
+
+def attack(
+    attack: PluginConfig, prompts: Sequence[str], evaluation: EvaluationConfig, model: ModelConfig,
+    seed: int, inputs: Inputs, out: Path, journal: Journal,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune the released weights on D_A; draw images along the way, never storing weights."""
+    plugin: plugins.Attack = plugins.build("attacks", attack.name, attack.options)
+    released = base_model(model).with_weights(inputs["model"] / "unet.safetensors")
+    d_a = data.load_examples(inputs["concept"] / "D_A.safetensors")
+    seeds = Seeds(_offset(Seeds(seed), "attack"))
+    asked = [p for p in prompts for _ in range(evaluation.num_images_per_prompt)]
+    for step, attacked in plugin.finetune(released, d_a, seeds=seeds, report=journal):
+        # The same noise at every step and for every arm: differences are the weights' alone.
+        images = draw(attacked, asked, evaluation, seed)
+        journal.keep(f"{step:06d}", torch.from_numpy(np.stack([np.asarray(i) for i in images])))
+    for name, tensor in journal.kept.items():
+        data.save_images(out / f"step-{name}", [Image.fromarray(a) for a in tensor.numpy()])
+    _save_log(out, journal)
+    return {"steps": [int(name) for name in journal.kept], "prompts": asked}
+
+
+def sample(
+    prompts: Sequence[str], evaluation: EvaluationConfig, model: ModelConfig, seed: int,
+    inputs: Inputs, out: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw images from released weights as they are: what users get before any fine-tuning."""
+    released = base_model(model).with_weights(inputs["model"] / "unet.safetensors")
+    asked = [p for p in prompts for _ in range(evaluation.num_images_per_prompt)]
+    data.save_images(out / "step-000000", draw(released, asked, evaluation, seed))
+    return {"steps": [0], "prompts": asked}
+
+
+def evaluate(
+    evaluation: EvaluationConfig, asked: Sequence[str], inputs: Inputs, out: Path
+) -> dict[str, Any]:
+    """Measure all images of an attack or a sample: scores.parquet (one row an image), and curves.
+
+    `asked` are the prompts that each step's images are held against. References are the concept's
+    D_A; without a concept among the inputs only metrics that need none are measured.
+    """
+    references = data.load_images(inputs["concept"] / "D_A") if "concept" in inputs else []
+    context = MetricContext(tuple(asked), tuple(references), evaluation.encoders.model_dump())
+    metrics: dict[str, plugins.Metric] = {
+        m.name: plugins.build("metrics", m.name, m.options) for m in evaluation.metrics
+    }
+    usable = {n: m for n, m in metrics.items() if references or not m.needs_references}
+
+    tables, curves = [], {name: {} for name in usable}  # type: ignore[var-annotated]
+    for folder in sorted(inputs["images"].glob("step-*")):
+        step, images = int(folder.name.removeprefix("step-")), data.load_images(folder)
+        table = pd.DataFrame({"step": step, "index": range(len(images)), "prompt": list(asked)})
+        for name, metric in usable.items():
+            table[name] = np.asarray(metric.measure(images, context), dtype=np.float64)
+            curves[name][str(step)] = asdict(Score.of(table[name].to_numpy(), metric.direction))
+        tables.append(table)
+    pd.concat(tables, ignore_index=True).to_parquet(out / "scores.parquet")
+    return {"curves": curves}
+
+
+def draw(
+    model: DiffusionModel, prompts: Sequence[str], evaluation: EvaluationConfig, seed: int
+) -> list[Image.Image]:
+    """One image per prompt, under the evaluation's settings."""
+    return model.generate(
+        prompts,
+        seeds=Seeds(_offset(Seeds(seed), "evaluation")),
+        num_inference_steps=evaluation.num_inference_steps,
+        guidance_scale=evaluation.guidance_scale,
+        batch_size=evaluation.batch_size,
+    )
+
+
+def _offset(seeds: Seeds, purpose: str) -> int:
+    """A seed of its own for each purpose, so that no two stages share a random stream."""
+    return seeds.generator(purpose).initial_seed()
+
+
+def _save_log(out: Path, journal: Journal) -> None:
+    pd.DataFrame(journal.rows or {"step": []}).to_parquet(out / "training.parquet")

@@ -1,0 +1,1 @@
+"""MLflow: runs, curves, artifacts, the registry. The only package that imports mlflow."""

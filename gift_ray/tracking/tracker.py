@@ -1,0 +1,137 @@
+"""A study in MLflow: one experiment, one parent run for the job, one child run for each trial."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from gift_ray.config import StudyConfig
+from gift_ray.errors import ConfigError
+
+PARENT = "mlflow.parentRunId"
+STUDY = "gift_ray.study"
+TRIAL = "gift_ray.trial"
+
+
+def tracking_uri(config: StudyConfig) -> str:
+    """Where the study is tracked: the configured server, else an SQLite file in its folder."""
+    return config.tracking.tracking_uri or f"sqlite:///{config.study_dir / 'mlflow.db'}"
+
+
+class Tracker:
+    """Writes one study. Only the driver holds one: a fresh SQLite file has a single writer.
+
+    Args:
+        fingerprint: of the study; running the same study again continues its parent run.
+
+    Raises:
+        ConfigError: the tracking server can't be reached.
+    """
+
+    def __init__(self, config: StudyConfig, fingerprint: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        self.config = config
+        self.uri = tracking_uri(config)
+        mlflow.set_tracking_uri(self.uri)
+        self.client = MlflowClient(self.uri)
+        config.study_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.experiment_id = self._experiment()
+        except MlflowException as error:
+            detail = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"tracking.tracking_uri: {self.uri} can't be used: {detail}; start the server, or leave "
+                "the field out for an SQLite file in the study's folder"
+            ) from error
+        self.run_id = self._parent(fingerprint)
+
+    def trial(
+        self,
+        trial_id: str,
+        values: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        curves: Mapping[str, Mapping[int, float]],
+        tags: Mapping[str, str],
+    ) -> str:
+        """Write one finished trial as a child run, once; returns the run's id."""
+        found = self._find(f"tags.`{TRIAL}` = '{trial_id}' and tags.`{PARENT}` = '{self.run_id}'")
+        if found and found.info.status == "FINISHED":
+            return found.info.run_id
+        if found:
+            # Its writer was killed half way: points would double, so it is written anew.
+            self.client.delete_run(found.info.run_id)
+        name = f"trial-{trial_id}"
+        start = {PARENT: self.run_id, TRIAL: trial_id, **tags}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=start)
+        self._log(run.info.run_id, values, metrics, curves)
+        self.client.set_terminated(run.info.run_id, "FINISHED")
+        return run.info.run_id
+
+    def summary(
+        self, metrics: Mapping[str, float], tags: Mapping[str, str], files: list[Path]
+    ) -> None:
+        """Write the study's outcome to the parent run."""
+        self._log(self.run_id, {}, metrics, {})
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, value)
+        for file in files:
+            self.client.log_artifact(self.run_id, str(file))
+
+    def close(self, status: str) -> None:
+        """End the parent run; children that still run have lost their writer and are closed too."""
+        query = f"tags.`{PARENT}` = '{self.run_id}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment_id], query):
+            self.client.set_terminated(run.info.run_id, "KILLED")
+        self.client.set_terminated(self.run_id, status)
+
+    def _log(
+        self,
+        run_id: str,
+        values: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        curves: Mapping[str, Mapping[int, float]],
+    ) -> None:
+        now = int(time.time() * 1000)
+        points = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        points += [
+            Metric(name, value, now, step)
+            for name, curve in curves.items()
+            for step, value in curve.items()
+        ]
+        points = [p for p in points if math.isfinite(p.value)]
+        params = [Param(name, str(value)) for name, value in values.items()]
+        self.client.log_batch(run_id, params=params, tags=[RunTag("gift_ray.version", "1")])
+        for start in range(0, len(points), 1000):
+            self.client.log_batch(run_id, metrics=points[start : start + 1000])
+
+    def _experiment(self) -> str:
+        name = self.config.tracking.experiment_name or self.config.name
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        # Beside the SQLite file; a server keeps artifacts where it was told to.
+        local = self.config.tracking.tracking_uri is None
+        place = (self.config.study_dir / "mlartifacts").as_uri() if local else None
+        return self.client.create_experiment(name, artifact_location=place)
+
+    def _parent(self, fingerprint: str) -> str:
+        found = self._find(f"tags.`{STUDY}` = '{fingerprint}'")
+        if found:
+            self.client.update_run(found.info.run_id, status="RUNNING")
+            return found.info.run_id
+        tags = {STUDY: fingerprint}
+        return self.client.create_run(
+            self.experiment_id, run_name=self.config.name, tags=tags
+        ).info.run_id
+
+    def _find(self, query: str) -> Run | None:
+        return next(iter(self.client.search_runs([self.experiment_id], query, max_results=1)), None)

@@ -1,0 +1,183 @@
+"""Search a study's options for the best trade-off, track every trial, register what passes the gate.
+
+    python jobs/sweep.py configs/demo.yaml [key=value ...] [--dry-run]
+    ray job submit -- python jobs/sweep.py configs/demo.yaml
+
+Running it again continues where it was; what is finished is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gift_ray import console
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.search import Trial, search
+from gift_ray.cluster.session import session
+from gift_ray.config import StudyConfig
+from gift_ray.console import LiveProgress, leaderboard, run_job
+from gift_ray.errors import ConfigError, GateRefused
+from gift_ray.plan import Plan, check_data, configure, load_study, plan, scorecard
+from gift_ray.records import digest, write_json_atomic
+from gift_ray.release import export
+from gift_ray.report.grid import attack_grid
+from gift_ray.report.summary import arm_summary, summarize, trial_curves
+from gift_ray.tracking.registry import Registered, register
+from gift_ray.tracking.tracker import Tracker
+
+
+def main(arguments: argparse.Namespace) -> int:
+    # Everything that can be wrong is found here, before a worker starts and before a file is written.
+    config = load_study(arguments.config, arguments.overrides)
+    if config.search is None:
+        raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
+    layout = plan(config)
+    fingerprint = digest([config.model_dump(mode="json", exclude={"cluster", "output_dir", "gate"}),
+                          [step.fingerprint for step in layout.steps()]])  # fmt: skip
+    if arguments.dry_run:
+        return describe(layout, fingerprint)
+    check_data(config)
+
+    # What every trial shares is computed once: data, embeddings, the undefended arm, chance levels.
+    study_dir = config.study_dir
+    say(f"study {config.name} in {study_dir}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        tracker = Tracker(config, fingerprint)
+        with LiveProgress(read_board(board), expected_units(layout)) as progress:
+            run_steps(layout.shared(), study_dir, config.cluster, board)
+            scorecard(layout, layout.undefended, study_dir)
+
+            # One trial is one setting; each is tracked when it ends.
+            def on_trial(trial: Trial) -> None:
+                track(tracker, config, trial)
+                progress.say(f"trial {trial.trial_id}: resistance {trial.resistance:.3f}, "
+                             f"retention {trial.retention:.3f}, objective {trial.objective:.3f}")  # fmt: skip
+
+            trials = search(config, board, on_trial, fingerprint)
+
+    # The best feasible setting is put to the gate, released and registered.
+    rows = [asdict(trial) for trial in trials]
+    console.console.print(leaderboard(rows, list(config.search.space)))
+    best = max(trials, key=lambda trial: trial.objective)
+    refusal = refused(config, best)
+    chosen = None if refusal else release(config, best, tracker, fingerprint)
+    write_json_atomic(study_dir / "summary.json", summarize(layout, rows, chosen, study_dir))
+    conclude(config, tracker, best, chosen)
+    if refusal:
+        raise GateRefused(f"gate: trial {best.trial_id} is the best, but {refusal}")
+    return console.OK
+
+
+def expected_units(layout: Plan) -> int:
+    """Units of the whole search, were no two trials alike."""
+    assert layout.config.search is not None
+    shared = len(layout.shared())
+    per_trial = sum(len(arm.steps()) for arm in layout.defended)
+    return shared + layout.config.search.num_samples * per_trial
+
+
+def describe(layout: Plan, fingerprint: str) -> int:
+    """What would be computed, without computing it."""
+    shared = {step.fingerprint for step in layout.shared()}
+    each = [s for arm in layout.defended for s in arm.steps() if s.fingerprint not in shared]
+    say(f"search {fingerprint[:16]} of {layout.config.name} in {layout.config.study_dir}")
+    for title, steps in (("once", layout.shared()), ("each trial", each)):
+        counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in steps).items())
+        say(f"{title}: {len(steps)} steps ({counts})")
+        for step in steps:
+            done = "done" if step.folder(layout.config.study_dir).exists() else "to do"
+            say(f"  {step.name}  {done:6}{step.label}")
+    return console.OK
+
+
+def track(tracker: Tracker, config: StudyConfig, trial: Trial) -> None:
+    """One trial in MLflow: its settings, its verdict, its curves."""
+    metrics = {
+        "objective": trial.objective,
+        "resistance": trial.resistance,
+        "retention": trial.retention,
+    }
+    tags = {"feasible": str(trial.feasible), "reason": trial.reason}
+    curves = trial_curves(plan(configure(config, trial.values)), config.study_dir)
+    tracker.trial(trial.trial_id, trial.values, metrics, curves, tags)
+
+
+def refused(config: StudyConfig, best: Trial) -> str:
+    """Why the gate refuses the best trial; empty if it passes."""
+    gate = config.gate
+    if not best.feasible:
+        return best.reason
+    for name, reached, least in (("resistance", best.resistance, gate.min_resistance),
+                                 ("retention", best.retention, gate.min_retention)):  # fmt: skip
+        if reached < least:
+            return f"{name} {reached:.3f} is under gate.min_{name} {least}"
+    return ""
+
+
+def release(config: StudyConfig, best: Trial, tracker: Tracker, fingerprint: str) -> dict[str, Any]:
+    """Export, draw and register each model of the best trial."""
+    layout = plan(configure(config, best.values))
+    protocol = digest(
+        [config.evaluation.model_dump(mode="json"), config.scoring.model_dump(mode="json")]
+    )
+    models = []
+    for arm in layout.defended:
+        card = scorecard(layout, arm, config.study_dir)
+        folder = export(layout, arm, card, best.values, config.study_dir)
+        grid = config.study_dir / f"grid-{arm.immunize.fingerprint[:8]}.png"
+        attack_grid(layout, arm, config.study_dir).save(grid)
+        name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
+        if len(layout.defended) > 1:
+            name += "-" + "-".join(arm.malicious)
+        tags = {
+            "concepts": ", ".join(arm.malicious),
+            "defense": config.defense.name,
+            "fingerprint": arm.immunize.fingerprint,
+            "resistance": f"{card.resistance:.4f}",
+            "retention": f"{card.retention:.4f}",
+        }
+        version = register(tracker, name, folder, card.objective, protocol, tags)
+        report(version, folder, grid)
+        models.append({**asdict(version), "folder": str(folder), "grid": str(grid),
+                       **arm_summary(layout, arm, config.study_dir)})  # fmt: skip
+    return {"trial_id": best.trial_id, "values": best.values, "models": models}
+
+
+def report(version: Registered, folder: Path, grid: Path) -> None:
+    say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
+    say(f"model folder {folder}")
+    say(f"grid         {grid}")
+
+
+def conclude(
+    config: StudyConfig, tracker: Tracker, best: Trial, chosen: dict[str, Any] | None
+) -> None:
+    """Close the study's run and say where everything is."""
+    summary = config.study_dir / "summary.json"
+    metrics = {
+        "objective": best.objective,
+        "resistance": best.resistance,
+        "retention": best.retention,
+    }
+    files = [summary, *(Path(m["grid"]) for m in (chosen or {}).get("models", []))]
+    tracker.summary(
+        metrics, {"best_trial": best.trial_id, "gate": "passed" if chosen else "refused"}, files
+    )
+    tracker.close("FINISHED")
+    say(f"summary      {summary}")
+    say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")
+
+
+def say(text: str) -> None:
+    console.console.print(text, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, __doc__ or ""))
