@@ -26,7 +26,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Part(BaseModel):
     """A part of the configuration: immutable, and with no room for misspelt keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PluginMistakes(ValueError):
@@ -109,7 +109,7 @@ class ConceptConfig(Part):
     instance_prompt: str | None = None
     validation_prompts: tuple[str, ...] = Field(min_length=1)
     neighbors: tuple[str, ...] = ()
-    max_images: Positive = Field(40, description="in all, shared between D_M and D_A")
+    max_images: int = Field(40, ge=2, description="in all, shared between D_M and D_A")
 
 
 class ConceptsConfig(Part):
@@ -242,6 +242,10 @@ class StudyConfig(Part):
     @model_validator(mode="after")
     def _references_resolve(self) -> StudyConfig:
         measured = [m.name for m in self.evaluation.metrics]
+        if "clip_text" not in measured:
+            raise ValueError(
+                "evaluation.metrics needs clip_text: retention of safe prompts is measured by it"
+            )
         for name in self.scoring.similarities:
             if name not in measured:
                 raise ValueError(
@@ -327,7 +331,7 @@ def apply_override(raw: dict[str, Any], override: str) -> str | None:
             pass
     try:
         _set_path(raw, path.split("."), value)
-    except (KeyError, IndexError, ValueError, TypeError):
+    except (AttributeError, KeyError, IndexError, ValueError, TypeError):
         return f"override {override!r}: no such place in the configuration"
     return None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imagehash
+import numpy as np
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -70,6 +71,9 @@ def on_white(image: Image.Image) -> Image.Image:
     """RGB, with transparent pixels over a white background."""
     if image.mode == "RGB":
         return image
+    if image.mode.startswith("I"):
+        # 16-bit grey: PIL would clip it at 255, which is white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 

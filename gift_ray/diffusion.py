@@ -106,7 +106,12 @@ def prediction_target(
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each sample, [B, ...] -> [B]; the caller reduces."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    return (full(prediction) - full(target)).square().flatten(1).mean(1)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """At least single precision: half types are widened, doubles stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _signal_and_sigma(timesteps: Tensor, alphas: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +217,7 @@ class Level:
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Euclidean norm over all elements of all tensors."""
-    return torch.stack([t.float().norm() for t in tensors]).norm()
+    return torch.stack([full(t).norm() for t in tensors]).norm()
 
 
 def dot(left: Iterable[Tensor], right: Iterable[Tensor]) -> Tensor:

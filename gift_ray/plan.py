@@ -163,7 +163,7 @@ def check_data(config: StudyConfig) -> None:
     """Read every image that needs no model, so that bad data is found before any worker starts.
 
     Raises:
-        DataError: all concepts' mistakes.
+        DataError: the mistakes of all concepts and of D_S.
     """
     mistakes: list[str] = []
     for concept in (*config.concepts.malicious, *config.concepts.safe):
@@ -171,6 +171,10 @@ def check_data(config: StudyConfig) -> None:
             stages.check_concept(concept, config.seed)
         except GiftError as error:
             mistakes += error.mistakes
+    try:
+        stages.check_prior(config.prior, config.seed)
+    except GiftError as error:
+        mistakes += error.mistakes
     if mistakes:
         raise DataError(*mistakes)
 
@@ -182,7 +186,7 @@ def _check_space(config: StudyConfig) -> None:
         for value in _ends(searched):
             try:
                 configure(config, {path: value})
-            except (GiftError, KeyError, IndexError, ValueError, TypeError) as error:
+            except (GiftError, AttributeError, LookupError, ValueError, TypeError) as error:
                 mistakes.append(f"search.space: {path} = {value} is not possible: {error}")
     if mistakes:
         raise ConfigError(*mistakes)
@@ -279,20 +283,20 @@ def _arm(
         kind="immunize",
         label=f"immunize {label} ({', '.join(malicious)})" if reads else label,
         spec={
-            "defense": _plugin_spec(defense), "concepts": list(malicious),
+            "defense": _plugin_spec(defense), "concepts": list(reads),
             "model": _dump(config.model), "seed": config.seed,
         },
         identity={"defense": plugin.identity(), "concepts": list(reads), "seed": config.seed},
-        inputs={"prior": prior, **{f"concept/{name}": concepts[name] for name in malicious}},
+        inputs={"prior": prior, **{f"concept/{name}": concepts[name] for name in reads}},
     )  # fmt: skip
 
     wanted = [c for c in config.concepts.malicious if c.name in malicious] + [*config.concepts.safe]
     attacks = {
-        (concept.name, f"{attack.name}", seed): _attack_step(
+        (concept.name, name, seed): _attack_step(
             config, label, immunize, concept, concepts[concept.name], attack, seed
         )
         for concept in wanted
-        for attack in config.attacks
+        for name, attack in attack_names(config).items()
         for seed in config.seeds
     }
     groups = {"safe": config.evaluation.safe_prompts} | {
@@ -303,6 +307,15 @@ def _arm(
         for group, prompts in groups.items()
     }
     return Arm(label, immunize, malicious, attacks, samples)
+
+
+def attack_names(config: StudyConfig) -> dict[str, AttackConfig]:
+    """The attacks by a name of their own: `dreambooth`, `dreambooth-2`, ... for one used again."""
+    names: dict[str, AttackConfig] = {}
+    for attack in config.attacks:
+        again = sum(other.name == attack.name for other in names.values())
+        names[f"{attack.name}-{again + 1}" if again else attack.name] = attack
+    return names
 
 
 def _attack_step(
@@ -465,7 +478,13 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
             curves(s, study_dir)["clip_text"][0]
             for s in (step, plan.undefended.samples[group], plan.chance_prompt[group])
         )
-        probes[f"generation/{group}"] = scoring.kept(defended, base, chance)
+        try:
+            probes[f"generation/{group}"] = scoring.kept(defended, base, chance)
+        except ValueError as error:
+            raise ConfigError(
+                f"evaluation: the {group} prompts prove nothing: {error}; give prompts that the base "
+                "model can draw and that differ from each other"
+            ) from error
     return scoring.Scorecard.of(
         {name: scoring.ConceptVerdict.of(found) for name, found in verdicts.items()},
         probes,

@@ -41,7 +41,9 @@ class Report(Protocol):
 class Plugin(BaseModel, ABC):
     """Options are fields; unknown ones are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
     version: ClassVar[int]
 
     def identity(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Curve = Mapping[int, float]
 EPSILON = 1e-6
@@ -54,7 +55,7 @@ def area_under(curve: Curve) -> float:
     points = sorted(curve.items())
     if len(points) == 1:
         return points[0][1]
-    area = sum((a + b) / 2 * (j - i) for (i, a), (j, b) in zip(points, points[1:], strict=False))
+    area = sum((a + b) / 2 * (j - i) for (i, a), (j, b) in pairwise(points))
     return area / (points[-1][0] - points[0][0])
 
 
@@ -66,7 +67,13 @@ def kept(defended: float, base: float, chance: float) -> float:
 
 
 def clip(value: float) -> float:
-    """Into [0, 1]."""
+    """Into [0, 1].
+
+    Raises:
+        ValueError: NaN: an unscored curve must not read as perfect resistance.
+    """
+    if math.isnan(value):
+        raise ValueError("a score is missing: no image could be scored")
     return min(1.0, max(0.0, value))
 
 

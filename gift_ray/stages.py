@@ -130,6 +130,17 @@ def check_concept(concept: ConceptConfig, seed: int) -> None:
         data.require_distinct(images[0], images[1], concept.name)
 
 
+def check_prior(prior: PriorConfig, seed: int) -> None:
+    """Read D_S without a model and without writing anything, unless the model generates it.
+
+    Raises:
+        DataError: unreadable.
+    """
+    source: plugins.Source = plugins.build("sources", prior.source.name, prior.source.options)
+    if not source.uses_model():
+        source.images(None, Seeds(seed))
+
+
 def prepare_prior(
     prior: PriorConfig, model: ModelConfig, seed: int, inputs: Inputs, out: Path
 ) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class DreamBooth(Attack):
         spaced = np.geomspace(
             max(1, self.max_train_steps / 8), self.max_train_steps, self.num_evaluations - 1
         )
-        return (0, *sorted({int(round(s)) for s in spaced}))
+        return (0, *sorted({round(float(s)) for s in spaced}))
 
     def finetune(
         self, model: DiffusionModel, concept: Examples, *, seeds: Seeds, report: Report

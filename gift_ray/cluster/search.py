@@ -4,7 +4,6 @@ that runs its plan's steps and reports one scorecard."""
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ TRIAL = "trial.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what came of it. `cards` maps an arm's malicious concepts to its scorecard."""
+    """One setting and what came of it."""
 
     trial_id: str
     values: dict[str, Any]
@@ -133,7 +132,8 @@ def _optuna_space(search: SearchConfig) -> dict[str, Any]:
     def distribution(option: Range) -> Any:
         if option.choices is not None:
             return CategoricalDistribution(option.choices)
-        assert option.low is not None and option.high is not None
+        assert option.low is not None
+        assert option.high is not None
         return FloatDistribution(option.low, option.high, log=option.log)
 
     return {path: distribution(option) for path, option in search.space.items()}
@@ -163,8 +163,3 @@ def _restore(folder: Path, trainable: Any) -> tune.Tuner | None:
             f"{folder}: the earlier search can't be continued ({error}); delete the folder: finished "
             "units stay and are not computed again"
         ) from error
-
-
-def forget(folder: Path) -> None:
-    """Drop a search's state (its units' results stay)."""
-    shutil.rmtree(folder, ignore_errors=True)

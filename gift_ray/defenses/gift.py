@@ -24,6 +24,7 @@ from gift_ray.diffusion import (
     capture,
     concatenate,
     dot,
+    full,
     per_sample_mse,
 )
 from gift_ray.errors import UnitFailed
@@ -197,7 +198,7 @@ class NoiseTarget:
             for name, z in _activations(
                 base, defense.noise_layers, batch, timesteps, noise
             ).items():
-                totals.setdefault(name, []).append(_channels_first(z).float())
+                totals.setdefault(name, []).append(full(_channels_first(z)))
         stacked = {name: torch.cat(parts) for name, parts in totals.items()}
         mean = {name: z.mean((0, 2)) for name, z in stacked.items()}
         std = {name: z.std((0, 2)).clamp_min(1e-6) for name, z in stacked.items()}
@@ -223,7 +224,7 @@ class NoiseTarget:
             torch.randn(z.shape[1:], generator=seeds.generator(f"frozen/{name}/{k}")) for k in keys
         ]
         scale, shift = self.std[name][:, None], self.mean[name][:, None]
-        return per_sample_mse((z.float() - shift) / scale, torch.stack(fixed).to(z.device))
+        return per_sample_mse((full(z) - shift) / scale, torch.stack(fixed).to(z.device))
 
     def diagnostics(
         self, activations: dict[str, Tensor], batch: Batch, timesteps: Tensor, noise: Tensor
@@ -232,7 +233,7 @@ class NoiseTarget:
         reference = _activations(self.base, self.which, batch, timesteps, noise)
         ratios, correlations = [], []
         for name, z in activations.items():
-            now, then = z.detach().float().flatten(), reference[name].float().flatten()
+            now, then = full(z.detach()).flatten(), full(reference[name]).flatten()
             ratios.append(float(now.std() / then.std().clamp_min(1e-12)))
             correlations.append(float(torch.corrcoef(torch.stack([now, then]))[0, 1]))
         return {
@@ -266,8 +267,8 @@ def noise_loss(z: Tensor, generator: torch.Generator) -> Tensor:
     gradient flows through them (the paper does not say).
     """
     flat = z.flatten(1)
-    mean = flat.detach().float().mean(1, keepdim=True)
-    std = flat.detach().float().std(1, keepdim=True, correction=0)
+    mean = full(flat.detach()).mean(1, keepdim=True)
+    std = full(flat.detach()).std(1, keepdim=True, correction=0)
     eps = mean + std * torch.randn(flat.shape, generator=generator).to(z.device)
     return per_sample_mse(flat, eps)
 

@@ -58,21 +58,31 @@ class Folder(Source):
         found = [
             p for p in Path(self.path).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()
         ]
-        return sorted(
-            found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)]
-        )
+        return sorted(found, key=lambda p: (_natural(p.name), p.name))
 
     def _caption(self, file: Path, captions: dict[str, str]) -> str:
         sidecar = file.with_suffix(".txt")
         if file.name in captions:
             return captions[file.name]
-        if sidecar.exists():
-            return sidecar.read_text(encoding="utf-8").strip()
+        if sidecar.exists() and (text := _read_text(sidecar).strip()):
+            return text
         if self.caption is not None:
             return self.caption
         raise DataError(
             f"{file}: has no caption; add {sidecar.name}, a line in metadata.jsonl, or source.caption"
         )
+
+
+def _natural(name: str) -> list[str | int]:
+    """A sort key that puts 2.png before 10.png."""
+    return [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
 
 
 def _metadata(folder: Path, names: set[str]) -> dict[str, str]:
@@ -81,12 +91,12 @@ def _metadata(folder: Path, names: set[str]) -> dict[str, str]:
     if not path.exists():
         return {}
     captions: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            name, text = str(row["file_name"]), str(row.get("text", row.get("caption")))
+            name, text = str(row["file_name"]), (row.get("text") or row["caption"]).strip()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f'{path}:{number}: write {{"file_name": ..., "text": ...}}') from error
         if name not in names:

@@ -1,0 +1,27 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+# uv installs in seconds; wheels that pip knows of are known to it too.
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+
+.PHONY: demo test check clean
+
+demo: .venv/ready
+	$(BIN)/python jobs/submit.py jobs/sweep.py configs/demo.yaml $(ARGS)
+
+test: .venv/ready check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build

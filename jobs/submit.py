@@ -1,0 +1,29 @@
+"""Submit a job to Ray: to the cluster of $RAY_ADDRESS, else to a local head started for it.
+
+    python jobs/submit.py jobs/sweep.py configs/demo.yaml [key=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gift_ray.cluster.local import local_head, submit
+from gift_ray.errors import GiftError
+
+
+def main(entrypoint: list[str]) -> int:
+    if not entrypoint:
+        print(__doc__)
+        return 2
+    try:
+        with local_head() as environment:
+            return submit(entrypoint, environment)
+    except GiftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
