@@ -14,13 +14,30 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from gift_ray.errors import ConfigError
 
 Check = Callable[[str, str, dict[str, Any]], list[tuple[str, str]]]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _tell_apart(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(prompts)) == 1:
+        raise ValueError("give at least two different prompts: chance is measured between them")
+    return prompts
+
+
+Prompts = Annotated[tuple[str, ...], AfterValidator(_tell_apart)]
 
 
 class Part(BaseModel):
@@ -108,7 +125,7 @@ class ConceptConfig(Part):
     class_prompt: str | None = None
     instance_prompt: str | None = None
     validation_prompts: tuple[str, ...] = Field(min_length=1)
-    neighbors: tuple[str, ...] = ()
+    neighbors: Prompts = ()
     max_images: int = Field(40, ge=2, description="in all, shared between D_M and D_A")
 
 
@@ -147,7 +164,7 @@ class EvaluationConfig(Part):
 
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
     encoders: EncodersConfig = EncodersConfig()
-    safe_prompts: tuple[str, ...] = Field(min_length=2)
+    safe_prompts: Prompts = Field(min_length=2)
     num_images_per_prompt: Positive = 4
     num_inference_steps: Positive = 25
     guidance_scale: float = Field(7.5, ge=1)
@@ -369,7 +386,13 @@ def _numbers(raw: Any) -> Any:
 
 def _lines(error: ValidationError) -> Iterator[str]:
     """One line a mistake: the field, the value, what is allowed, what to do."""
-    for item in error.errors():
+    items = error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(
+            _inside(other["loc"], item["loc"]) for other in items
+        ):
+            # Its entries are there but wrong: their own lines say so.
+            continue
         field = ".".join(str(key) for key in item["loc"]) or "study"
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, PluginMistakes):
@@ -377,6 +400,10 @@ def _lines(error: ValidationError) -> Iterator[str]:
                 yield f"{field}.{option}: {message}" if option else f"{field}: {message}"
         else:
             yield f"{field}: {explain(item, _fields_at(item['loc']))}"
+
+
+def _inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
 
 
 def explain(item: Any, fields: list[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from gift_ray import models, plugins, scoring, stages
 from gift_ray.config import (
@@ -35,6 +36,11 @@ from gift_ray.stages import Journal, LocalJournal
 # Raised when a stage's meaning changes: every step of the kind is then computed anew.
 VERSIONS = {
     "prepare_concept": 1, "prepare_prior": 1, "immunize": 1, "attack": 1, "sample": 1, "evaluate": 1,
+}  # fmt: skip
+# The parts of the configuration that a spec may hold.
+PARTS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig, "evaluation": EvaluationConfig, "prior": PriorConfig,
+    "concept": ConceptConfig, "defense": DefenseConfig, "attack": AttackConfig,
 }  # fmt: skip
 # The kinds that train, write checkpoints and may run under Ray Train.
 TRAINING = ("immunize", "attack")
@@ -431,8 +437,7 @@ def _work(
     """The stage function of a step's kind, with its arguments in place."""
     spec = step.spec
     parts: dict[str, Any] = {"inputs": inputs}
-    for name, kind in (("model", ModelConfig), ("evaluation", EvaluationConfig), ("prior", PriorConfig),
-                       ("concept", ConceptConfig), ("defense", DefenseConfig), ("attack", AttackConfig)):  # fmt: skip
+    for name, kind in PARTS.items():
         if name in spec:
             parts[name] = kind.model_validate(spec[name])
     parts |= {name: spec[name] for name in ("seed", "concepts", "prompts", "asked") if name in spec}

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,8 @@ from gift_ray.records import Score, load_state, save_state
 Inputs = Mapping[str, Path]
 # Hashes are of the original pixels: the size that a check resizes to does not matter.
 CHECK_PX = 8
+# What sources that don't generate are handed when there is no model yet.
+NO_MODEL = cast(DiffusionModel, None)
 
 
 class Journal(ABC):
@@ -123,7 +125,7 @@ def check_concept(concept: ConceptConfig, seed: int) -> None:
     built = [plugins.build("sources", side.name, side.options) for side in sides]
     if any(source.uses_model() for source in built):
         return
-    images = [data.keyed(source.images(None, Seeds(seed)), CHECK_PX) for source in built]
+    images = [data.keyed(source.images(NO_MODEL, Seeds(seed)), CHECK_PX) for source in built]
     if len(images) == 1:
         data.split(images[0], seed, concept.max_images, concept.name)
     else:
@@ -136,9 +138,9 @@ def check_prior(prior: PriorConfig, seed: int) -> None:
     Raises:
         DataError: unreadable.
     """
-    source: plugins.Source = plugins.build("sources", prior.source.name, prior.source.options)
+    source = plugins.build("sources", prior.source.name, prior.source.options)
     if not source.uses_model():
-        source.images(None, Seeds(seed))
+        source.images(NO_MODEL, Seeds(seed))
 
 
 def prepare_prior(

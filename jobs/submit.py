@@ -1,6 +1,6 @@
 """Submit a job to Ray: to the cluster of $RAY_ADDRESS, else to a local head started for it.
 
-    python jobs/submit.py jobs/sweep.py configs/demo.yaml [key=value ...]
+python jobs/submit.py jobs/sweep.py configs/demo.yaml [key=value ...]
 """
 
 from __future__ import annotations

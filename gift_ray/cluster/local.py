@@ -59,7 +59,15 @@ def local_head() -> Iterator[dict[str, str]]:
 
 def submit(entrypoint: Sequence[str], environment: dict[str, str]) -> int:
     """Run `ray job submit` and follow its output; returns its exit code."""
-    command = [_tool("ray"), "job", "submit", "--log-style=record", "--", sys.executable, *entrypoint]
+    command = [
+        _tool("ray"),
+        "job",
+        "submit",
+        "--log-style=record",
+        "--",
+        sys.executable,
+        *entrypoint,
+    ]
     return subprocess.run(command, env=environment, check=False).returncode
 
 

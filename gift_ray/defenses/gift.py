@@ -71,14 +71,8 @@ class Gift(Defense):
         report: Report,
     ) -> DiffusionModel:
         base, model = model, model.clone()
-        fp16 = model.mixed_precision == "fp16"
-        inner, outer = (
-            Level(
-                model.parameters(group), optimizer=self.optimizer, learning_rate=rate,
-                max_grad_norm=self.max_grad_norm, fp16=fp16,
-            )
-            for group, rate in (("unet", self.alpha_inner), (self.parameter_group, self.alpha_outer))
-        )  # fmt: skip
+        inner = self._level(model, "unet", self.alpha_inner)
+        outer = self._level(model, self.parameter_group, self.alpha_outer)
         d_m = concatenate(malicious)
         noise = NoiseTarget.of(self, base, d_m, seeds)
 
@@ -97,6 +91,15 @@ class Gift(Defense):
             report.log(index, **values)
             report.save(index + 1, _state(index + 1, model, inner, outer))
         return model
+
+    def _level(self, model: DiffusionModel, group: ParameterGroup, rate: float) -> Level:
+        return Level(
+            model.parameters(group),
+            optimizer=self.optimizer,
+            learning_rate=rate,
+            max_grad_norm=self.max_grad_norm,
+            fp16=model.mixed_precision == "fp16",
+        )
 
     def _alternating_round(
         self, model: DiffusionModel, d_m: Examples, d_s: Examples, inner: Level, outer: Level,

@@ -16,7 +16,7 @@ class ServedPipeline(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the diffusers folder that lies beside the model."""
-        from diffusers import DiffusionPipeline  # noqa: TID251 - runs where gift_ray is not installed
+        from diffusers import DiffusionPipeline
 
         where = "cuda" if torch.cuda.is_available() else "cpu"
         pipeline = DiffusionPipeline.from_pretrained(context.artifacts["pipeline"])
