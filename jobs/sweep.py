@@ -54,13 +54,16 @@ def main(arguments: argparse.Namespace) -> int:
             run_steps(layout.shared(), study_dir, config.cluster, board)
             scorecard(layout, layout.undefended, study_dir)
 
-            # One trial is one setting; each is tracked when it ends.
+            # One trial is one setting; each is tracked when it ends, or now if an earlier driver
+            # was killed before it could.
             def on_trial(trial: Trial) -> None:
                 track(tracker, config, trial)
                 progress.say(f"trial {trial.trial_id}: resistance {trial.resistance:.3f}, "
                              f"retention {trial.retention:.3f}, objective {trial.objective:.3f}")  # fmt: skip
 
             trials = search(config, board, on_trial, fingerprint)
+            for trial in trials:
+                track(tracker, config, trial)
 
     # The best feasible setting is put to the gate, released and registered.
     rows = [asdict(trial) for trial in trials]

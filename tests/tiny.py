@@ -1,4 +1,4 @@
-"""A random Stable Diffusion in the standard folder layout, made from config in a second."""
+"""A random Stable Diffusion, encoders and examples, made from config in a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from gift_ray.diffusion import Examples
+from gift_ray.models import DiffusionModel
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -59,3 +74,57 @@ def make_pipeline(
     )  # fmt: skip
     pipeline.save_pretrained(folder, safe_serialization=True)
     return pipeline
+
+
+def make_examples(count: int, seed: int) -> Examples:
+    """Encoded examples that fit the tiny model, without an image behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    return Examples(
+        latents_mean=torch.randn((count, 4, 8, 8), generator=generator),
+        latents_std=torch.full((count, 4, 8, 8), 0.01),
+        encoder_hidden_states=torch.randn((count, 16, 16), generator=generator),
+        keys=tuple(f"{seed}-{i}" for i in range(count)),
+        captions=("a picture",) * count,
+    )
+
+
+def weights(model: DiffusionModel) -> dict[str, torch.Tensor]:
+    """A copy of the unet's weights."""
+    return {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+
+
+def same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def make_encoders(folder: Path) -> dict[str, str]:
+    """Random CLIP, DINO and LPIPS encoders; role -> folder, as evaluation.encoders wants."""
+    torch.manual_seed(0)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=4,
+    )  # fmt: skip
+    clip = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16
+    )
+    dino = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=4,
+    )  # fmt: skip
+    lpips = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    models = {"clip": CLIPModel(clip), "dino": ViTModel(dino), "lpips": ResNetModel(lpips)}
+    for role, model in models.items():
+        model.save_pretrained(folder / role)
+        processor.save_pretrained(folder / role)
+    tokenizer.save_pretrained(folder / "clip")
+    return {role: str(folder / role) for role in models}

@@ -114,7 +114,7 @@ class Gift(Defense):
             loss = self._prior_loss(model, d_s, seeds, index * self.inner_steps + k)
             gradients = inner.gradients(loss)
             prior_on_psi = [gradients[i].clone() for i in psi]
-            values |= {"L_prior": float(loss), "grad_norm_inner": inner.step(gradients)}
+            values |= {"L_prior": loss.item(), "grad_norm_inner": inner.step(gradients)}
         for k in range(self.outer_steps):
             loss, parts = self._immunize_loss(
                 model, d_m, noise, seeds, index * self.outer_steps + k
@@ -139,7 +139,7 @@ class Gift(Defense):
         on_psi = [inner_gradients[names.index(name)] for name in outer.parameters]
         cosine = _cosine(outer_gradients, on_psi)
         return parts | {
-            "L_prior": float(prior),
+            "L_prior": prior.item(),
             "cosine": cosine,
             "grad_norm_inner": inner.step(inner_gradients),
             "grad_norm_outer": outer.step(outer_gradients),
@@ -165,11 +165,11 @@ class Gift(Defense):
         layers = target.losses(activations, batch.keys, seeds, index)
         l_noise = torch.stack(list(layers.values())).sum()
         parts = {
-            "L_max": float(l_max),
-            "L_noise": float(l_noise),
-            "mse_malicious": float(mse.mean()),
+            "L_max": l_max.item(),
+            "L_noise": l_noise.item(),
+            "mse_malicious": mse.mean().item(),
         }
-        parts |= {f"L_noise/{name}": float(value) for name, value in layers.items()}
+        parts |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
         parts |= target.diagnostics(activations, batch, timesteps, noise)
         return l_max + self.beta * l_noise, parts
 

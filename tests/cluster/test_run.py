@@ -1,0 +1,138 @@
+"""Plans on a real Ray cluster: done once, resumed bit for bit, failures told apart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from safetensors.torch import load_file
+
+from gift_ray.cluster.board import Event, read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import ENVIRONMENT
+from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
+from gift_ray.errors import UnitFailed
+from gift_ray.plan import Step, execute, plan
+from gift_ray.records import read_record
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
+        runtime_env={"env_vars": ENVIRONMENT},
+    )  # fmt: skip
+    yield ClusterConfig(cpus_per_unit=1, checkpoint_every=2)
+    ray.shutdown()
+
+
+def study(tiny_config: ModelConfig, **defense: object) -> StudyConfig:
+    concept = {
+        "name": "cat",
+        "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
+        "validation_prompts": ["a sks cat"],
+    }
+    return StudyConfig.model_validate(
+        {
+            "name": "tiny",
+            "model": tiny_config.model_dump(),
+            "concepts": {"malicious": [concept]},
+            "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
+            "defense": {"name": "gift", "max_train_steps": 8, "train_batch_size": 2, **defense},
+            "attacks": [{"name": "dreambooth", "max_train_steps": 4}],
+            "evaluation": {
+                "metrics": [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
+                "safe_prompts": ["a dog", "a car"],
+                "num_images_per_prompt": 1,
+                "num_inference_steps": 2,
+            },
+        }
+    )
+
+
+def immunize_step(config: StudyConfig) -> Step:
+    (arm,) = plan(config).defended
+    return arm.immunize
+
+
+def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
+    layout = plan(study(tiny_config))
+    board = start_board()
+    ended: list[str] = []
+    run_steps(
+        layout.steps(), tmp_path, cluster, board, on_done=lambda s: ended.append(s.fingerprint)
+    )
+    for step in layout.steps():
+        read_record(step.folder(tmp_path))
+        for needed in step.inputs.values():
+            assert ended.index(needed.fingerprint) < ended.index(step.fingerprint)
+
+    before = {s.name: s.folder(tmp_path).stat().st_mtime_ns for s in layout.steps()}
+    again = start_board()
+    run_steps(layout.steps(), tmp_path, cluster, again)
+    assert {s.name: s.folder(tmp_path).stat().st_mtime_ns for s in layout.steps()} == before
+    assert {e.state for e in read_board(again)(0)} == {"started", "reused"}
+
+
+def test_train_gives_what_a_plain_loop_gives(cluster, tiny_config, tmp_path):
+    step = immunize_step(study(tiny_config))
+    run_steps([step], tmp_path / "cluster", cluster, start_board())
+    for needed in [*step.inputs.values(), step]:
+        execute(needed, tmp_path / "plain")
+    assert_same_weights(step, tmp_path / "cluster", tmp_path / "plain")
+
+
+def test_killed_worker_continues_bit_for_bit(cluster, tiny_config, tmp_path):
+    # Long enough to be caught between a checkpoint and the end.
+    step = immunize_step(study(tiny_config, max_train_steps=400))
+    killed = threading.Event()
+
+    def kill_once() -> None:
+        while not killed.is_set():
+            if list((tmp_path / "cluster" / "train" / step.name).glob("checkpoint_*")):
+                for process in psutil.process_iter(["cmdline"]):
+                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                        process.kill()
+                        killed.set()
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_once, daemon=True)
+    killer.start()
+    run_steps([step], tmp_path / "cluster", cluster, start_board())
+    assert killed.is_set(), "the run ended before its worker could be killed"
+    for needed in [*step.inputs.values(), step]:
+        execute(needed, tmp_path / "plain")
+    assert_same_weights(step, tmp_path / "cluster", tmp_path / "plain")
+    logs = [read_training(step, tmp_path / where) for where in ("cluster", "plain")]
+    assert logs[0].equals(logs[1])
+
+
+def test_unit_that_fails_for_its_own_reason_is_not_retried(cluster, tiny_config, tmp_path):
+    # Plain ascent with a huge rate leaves the finite numbers at once.
+    exploding = study(
+        tiny_config, max_loss="negative", optimizer="sgd", max_grad_norm=None, alpha_outer=1e30
+    )
+    step, board = immunize_step(exploding), start_board()
+    with pytest.raises(UnitFailed, match="not finite"):
+        run_steps([step], tmp_path, cluster, board)
+    assert not step.folder(tmp_path).exists()
+    failed: list[Event] = [e for e in read_board(board)(0) if e.state == "failed"]
+    assert [e.label for e in failed] == [step.label]
+
+
+def assert_same_weights(step: Step, one: Path, other: Path) -> None:
+    left, right = (load_file(step.folder(root) / "unet.safetensors") for root in (one, other))
+    assert left.keys() == right.keys()
+    assert all(left[name].equal(right[name]) for name in left)
+
+
+def read_training(step: Step, root: Path):
+    import pandas as pd
+
+    return pd.read_parquet(step.folder(root) / "training.parquet")

@@ -1,0 +1,84 @@
+"""What every defense must do. A new file in gift_ray/defenses is picked up by its name."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Killed, KilledJournal
+from tiny import same_weights, weights
+
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.models import DiffusionModel
+from gift_ray.plugins import Defense, available, resolve
+from gift_ray.stages import LocalJournal
+
+# Options that keep a run short; only those that a defense has are given.
+SHORT = {"max_train_steps": 6, "train_batch_size": 2}
+
+
+@pytest.fixture(params=available("defenses"))
+def defense(request: pytest.FixtureRequest) -> Defense:
+    kind = resolve("defenses", request.param)
+    return kind(**{name: value for name, value in SHORT.items() if name in kind.model_fields})
+
+
+def test_keeps_the_contract(
+    defense: Defense, tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    journal: LocalJournal, tmp_path: Path, killed_journal: KilledJournal,
+) -> None:  # fmt: skip
+    before = weights(tiny_model)
+
+    def immunized(report: LocalJournal) -> DiffusionModel:
+        return defense.immunize(
+            tiny_model, [malicious, safe], safe, seeds=Seeds(0), report=report
+        )
+
+    model = immunized(journal)
+    result = weights(model)
+    assert same_weights(weights(tiny_model), before), "the input was changed"
+    assert all(tensor.isfinite().all() for tensor in result.values())
+
+    torch.manual_seed(99)  # no draw may come from the global generator
+    again = LocalJournal(tmp_path / "again.safetensors", every=10**6)
+    assert same_weights(weights(immunized(again)), result), "not deterministic"
+    assert again.rows == journal.rows
+
+    with suppress(Killed):  # a defense that is done at once writes no checkpoint
+        immunized(killed_journal)
+    resumed = LocalJournal(killed_journal.path, every=10**6)
+    assert same_weights(weights(immunized(resumed)), result), "a resumed run differs"
+    assert resumed.rows == journal.rows
+
+    assert_reloads_to_equal_images(model, tiny_model, tmp_path / "unet.safetensors")
+
+
+def assert_reloads_to_equal_images(
+    model: DiffusionModel, base: DiffusionModel, path: Path
+) -> None:
+    model.save_weights(path)
+    images = [
+        m.generate(
+            ["a cat", "a dog"], seeds=Seeds(0), num_inference_steps=2, guidance_scale=2.0,
+            batch_size=2,
+        )
+        for m in (model, base.with_weights(path))
+    ]  # fmt: skip
+    for one, other in zip(*images, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_depends_on_its_seed_unless_it_does_nothing(
+    defense: Defense, tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    results = []
+    for seed in (0, 1):
+        report = LocalJournal(tmp_path / f"{seed}.safetensors", every=10**6)
+        model = defense.immunize(tiny_model, [malicious], safe, seeds=Seeds(seed), report=report)
+        results.append(weights(model))
+    does_nothing = same_weights(results[0], weights(tiny_model))
+    assert same_weights(*results) == does_nothing

@@ -1,0 +1,130 @@
+"""The product as a user runs it: `ray job submit -- python jobs/sweep.py`, on a real local Ray, with real
+images, the built-in model, MLflow and its registry."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from diffusers import DiffusionPipeline
+from mlflow import MlflowClient
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+# The demo, shrunk: one model against both concepts, few steps, every kind of unit still there.
+SMALL = [
+    "concepts.mode=joint",
+    "search.num_samples=2",
+    "defense.max_train_steps=6",
+    "attacks.0.max_train_steps=24",
+    "attacks.0.num_evaluations=3",
+    "evaluation.num_images_per_prompt=2",
+    "evaluation.num_inference_steps=8",
+    "prior.source.num_images=12",
+    "prior.source.num_inference_steps=8",
+    "scoring.min_retention=0",
+    "gate.min_resistance=0",
+    "gate.min_retention=0",
+]
+
+
+def sweep(output: Path, *extra: str, submit: bool = False) -> subprocess.CompletedProcess[str]:
+    prefix = ["jobs/submit.py"] if submit else []
+    command = [sys.executable, *prefix, "jobs/sweep.py", "configs/demo.yaml", *SMALL]
+    command += [f"output_dir={output}", *extra]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    output = tmp_path_factory.mktemp("runs")
+    done = sweep(output, submit=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return output / "demo", done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+class TestSweep:
+    def test_summary_tells_the_whole_study(self, finished):
+        study, _ = finished
+        summary = json.loads((study / "summary.json").read_text())
+        assert len(summary["trials"]) == 2
+        assert set(summary["undefended"]) == {
+            f"{c}/dreambooth/0" for c in ("cat", "weapon", "flower")
+        }
+        assert set(summary["chosen"]["values"]) == {
+            "defense.alpha_inner", "defense.alpha_outer", "defense.beta",
+        }  # fmt: skip
+        (model,) = summary["chosen"]["models"]
+        assert model["name"] == "gift-ray-demo"
+        assert model["version"] == "1"
+        assert set(model["scorecard"]["concepts"]) == {"cat", "weapon"}
+
+    def test_output_shows_the_leaderboard_and_where_to_look(self, finished):
+        _, done = finished
+        for word in (
+            "leaderboard",
+            "resistance",
+            "models:/gift-ray-demo/1",
+            "mlflow ui",
+            "summary.json",
+        ):
+            assert word in done.stdout
+
+    def test_every_trial_is_a_finished_run_under_the_study(self, finished):
+        study, _ = finished
+        client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
+        (experiment,) = [e for e in client.search_experiments() if e.name == "demo"]
+        runs = client.search_runs([experiment.experiment_id])
+        (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+        children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert len(children) == 2
+        assert {r.info.status for r in runs} == {"FINISHED"}
+        for child in children:
+            curve = client.get_metric_history(child.info.run_id, "dreambooth/cat/dino")
+            assert min(p.step for p in curve) == 0
+            assert len(curve) == 3
+            assert "defense.beta" in child.data.params
+
+    def test_registered_model_loads_in_plain_diffusers_and_draws(self, finished):
+        study, _ = finished
+        summary = json.loads((study / "summary.json").read_text())
+        folder = summary["chosen"]["models"][0]["folder"]
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        assert pipeline("an emoji of a dog", num_inference_steps=2).images[0].size == (32, 32)
+
+    def test_registered_model_loads_from_the_registry_and_gives_pngs(self, finished):
+        study, _ = finished
+        mlflow.set_tracking_uri(f"sqlite:///{study / 'mlflow.db'}")
+        model = mlflow.pyfunc.load_model("models:/gift-ray-demo@champion")
+        (encoded,) = model.predict(["an emoji of a dog"])
+        image = Image.open(io.BytesIO(base64.b64decode(encoded)))
+        assert (image.format, image.size) == ("PNG", (32, 32))
+
+    def test_running_again_computes_and_registers_nothing(self, finished):
+        study, _ = finished
+        before = {p: p.stat().st_mtime_ns for p in (study / "steps").rglob("record.json")}
+        again = sweep(study.parent)
+        assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+        assert {p: p.stat().st_mtime_ns for p in (study / "steps").rglob("record.json")} == before
+        client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
+        assert len(client.search_model_versions("name = 'gift-ray-demo'")) == 1
+
+    def test_gate_that_nobody_meets_exits_3_with_the_reason(self, finished):
+        study, _ = finished
+        refused = sweep(study.parent, "gate.min_resistance=1", "gate.min_retention=1")
+        assert refused.returncode == 3
+        assert "gate" in refused.stderr
+        assert "is under" in refused.stderr
