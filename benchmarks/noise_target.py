@@ -30,7 +30,11 @@ def main(path: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = load_study(path, [f"output_dir={folder}"])
         for name, options in VARIANTS.items():
-            fixed = {"defense.max_train_steps": steps, "defense.max_loss": "hinge", "defense.beta": 1.0}
+            fixed = {
+                "defense.max_train_steps": steps,
+                "defense.max_loss": "hinge",
+                "defense.beta": 1.0,
+            }
             layout = plan(configure(config, fixed | options))
             arm = layout.defended[0]
             for step in [*arm.immunize.inputs.values(), arm.immunize]:

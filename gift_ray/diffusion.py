@@ -171,7 +171,9 @@ class Level:
         values = list(parameters.values())
         self.optimizer: torch.optim.Optimizer
         if optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(values, learning_rate, weight_decay=weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                values, learning_rate, weight_decay=weight_decay, fused=True
+            )
         else:
             self.optimizer = torch.optim.SGD(values, learning_rate, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(enabled=fp16)

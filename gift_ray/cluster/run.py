@@ -39,7 +39,8 @@ def run_steps(
     done: set[str] = set()
     running: dict[Future[None], Step] = {}
     # Units queue here rather than on the cluster: a waiting Train run would already hold processes.
-    with ThreadPoolExecutor(max_workers=slots(cluster)) as pool:
+    pool = ThreadPoolExecutor(max_workers=slots(cluster))
+    try:
         while waiting or running:
             for step in _ready(waiting, done):
                 del waiting[step.fingerprint]
@@ -47,13 +48,15 @@ def run_steps(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 step = running.pop(future)
-                try:
-                    future.result()
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+                future.result()
                 done.add(step.fingerprint)
                 on_done(step)
+    except Exception:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        # An interrupt does not wait: what runs ends with the cluster connection.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _ready(waiting: dict[str, Step], done: set[str]) -> list[Step]:

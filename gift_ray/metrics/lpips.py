@@ -7,6 +7,7 @@ the same). The names `alex`, `vgg` and `squeeze` use the published backbones and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -28,7 +29,8 @@ class Lpips(Metric):
 
     version: ClassVar[int] = 1
     direction: ClassVar[int] = 1
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    # A sum over stages: a deeper backbone has a larger distance.
+    range: ClassVar[tuple[float, float]] = (-math.inf, 1.0)
     unit: ClassVar[str] = "1 - LPIPS"
     needs_references: ClassVar[bool] = True
 

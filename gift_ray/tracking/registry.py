@@ -69,6 +69,7 @@ def _version_of(tracker: Tracker, name: str, manifest: str) -> ModelVersion | No
 
 
 def _log_and_register(tracker: Tracker, name: str, folder: Path) -> ModelVersion:
+    mlflow.set_tracking_uri(tracker.uri)
     with mlflow.start_run(run_id=tracker.run_id):
         model = mlflow.pyfunc.log_model(
             name="model",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
 from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
@@ -25,6 +26,20 @@ TRIAL = "gift_ray.trial"
 def tracking_uri(config: StudyConfig) -> str:
     """Where the study is tracked: the configured server, else an SQLite file in its folder."""
     return config.tracking.tracking_uri or f"sqlite:///{config.study_dir / 'mlflow.db'}"
+
+
+def _require_reachable(uri: str) -> None:
+    """Ask a server once: MLflow's own client would try for minutes before it says no."""
+    if not uri.startswith("http"):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            return
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"tracking.tracking_uri: {uri} does not answer ({error}); start the server, or leave the "
+            "field out for an SQLite file in the study's folder"
+        ) from error
 
 
 class Tracker:
@@ -41,17 +56,11 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self.config = config
         self.uri = tracking_uri(config)
+        _require_reachable(self.uri)
         mlflow.set_tracking_uri(self.uri)
         self.client = MlflowClient(self.uri)
         config.study_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            self.experiment_id = self._experiment()
-        except MlflowException as error:
-            detail = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"tracking.tracking_uri: {self.uri} can't be used: {detail}; start the server, or leave "
-                "the field out for an SQLite file in the study's folder"
-            ) from error
+        self.experiment_id = self._experiment()
         self.run_id = self._parent(fingerprint)
 
     def trial(

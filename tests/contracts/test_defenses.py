@@ -33,9 +33,7 @@ def test_keeps_the_contract(
     before = weights(tiny_model)
 
     def immunized(report: LocalJournal) -> DiffusionModel:
-        return defense.immunize(
-            tiny_model, [malicious, safe], safe, seeds=Seeds(0), report=report
-        )
+        return defense.immunize(tiny_model, [malicious, safe], safe, seeds=Seeds(0), report=report)
 
     model = immunized(journal)
     result = weights(model)
@@ -56,9 +54,7 @@ def test_keeps_the_contract(
     assert_reloads_to_equal_images(model, tiny_model, tmp_path / "unet.safetensors")
 
 
-def assert_reloads_to_equal_images(
-    model: DiffusionModel, base: DiffusionModel, path: Path
-) -> None:
+def assert_reloads_to_equal_images(model: DiffusionModel, base: DiffusionModel, path: Path) -> None:
     model.save_weights(path)
     images = [
         m.generate(

@@ -58,15 +58,19 @@ def test_gives_one_number_an_image_whatever_the_batch(
     prompts = tuple(f"a prompt with {i} cats" if i else "cat" for i in range(len(images)))
     values = metric.measure(images, MetricContext(prompts, references, random_encoders))
     assert values.shape == (len(images),)
-    low, high = metric.range
-    scored = values[~np.isnan(values)]
-    assert scored.size
-    assert ((scored >= low - 1e-6) & (scored <= high + 1e-6)).all()
+    assert_in_range(metric, values)
     alone = [
         metric.measure([image], MetricContext((prompt,), references, random_encoders))
         for image, prompt in zip(images, prompts, strict=True)
     ]
     np.testing.assert_allclose(np.concatenate(alone), values, atol=1e-5)
+
+
+def assert_in_range(metric: Metric, values: np.ndarray) -> None:
+    low, high = metric.range
+    scored = values[~np.isnan(values)]
+    assert scored.size
+    assert ((scored >= low - 1e-6) & (scored <= high + 1e-6)).all()
 
 
 @pytest.mark.skipif(not BUILTIN, reason="the built-in encoders are not there yet")
@@ -77,7 +81,9 @@ def test_real_images_of_the_concept_score_at_least_as_well_as_noise(
 
     def mean(images: list[Image.Image]) -> float:
         context = MetricContext((PROMPT,) * len(images), references, encoders)
-        return metric.direction * float(np.nanmean(metric.measure(images, context)))
+        values = metric.measure(images, context)
+        assert_in_range(metric, values)
+        return metric.direction * float(np.nanmean(values))
 
     real, random = mean(list(references)), mean(noise)
     assert real >= random

@@ -1,0 +1,111 @@
+"""A real MLflow store and registry: written once, closed properly, champions only by better scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gift_ray.config import StudyConfig
+from gift_ray.errors import ConfigError
+from gift_ray.tracking.registry import register
+from gift_ray.tracking.tracker import PARENT, Tracker
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def study(folder: Path, tiny_config, **tracking: str) -> StudyConfig:
+    concept = {
+        "name": "cat",
+        "source": {"name": "openmoji", "match": "^CAT$", "caption": "a cat"},
+        "validation_prompts": ["a sks cat"],
+    }
+    return StudyConfig.model_validate(
+        {
+            "name": "tracked",
+            "output_dir": str(folder),
+            "model": tiny_config.model_dump(),
+            "concepts": {"malicious": [concept]},
+            "prior": {"source": {"name": "generated", "prompts": ["a dog"], "num_images": 2}},
+            "defense": {"name": "none"},
+            "attacks": [{"name": "dreambooth"}],
+            "evaluation": {
+                "metrics": [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
+                "safe_prompts": ["a dog", "a car"],
+            },
+            "tracking": tracking,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory, tiny_config) -> Tracker:
+    return Tracker(study(tmp_path_factory.mktemp("store"), tiny_config), "f1")
+
+
+def children(tracker: Tracker):
+    query = f"tags.`{PARENT}` = '{tracker.run_id}'"
+    return tracker.client.search_runs([tracker.experiment_id], query)
+
+
+def test_trial_is_written_once_with_its_curves(tracker):
+    curves = {"dreambooth/cat/dino": {0: 0.1, 10: 0.5}}
+    first = tracker.trial("t1", {"defense.beta": 0.3}, {"objective": 0.5}, curves, {"reason": ""})
+    again = tracker.trial("t1", {"defense.beta": 0.3}, {"objective": 0.5}, curves, {"reason": ""})
+    assert first == again
+    assert len(children(tracker)) == 1
+    history = tracker.client.get_metric_history(first, "dreambooth/cat/dino")
+    assert sorted((p.step, p.value) for p in history) == [(0, 0.1), (10, 0.5)]
+
+
+def test_trial_whose_writer_was_killed_is_written_anew(tracker):
+    tags = {PARENT: tracker.run_id, "gift_ray.trial": "t2"}
+    half = tracker.client.create_run(tracker.experiment_id, tags=tags).info.run_id
+    tracker.client.log_metric(half, "objective", 0.1)
+    whole = tracker.trial("t2", {}, {"objective": 0.2}, {}, {})
+    assert whole != half
+    assert tracker.client.get_run(whole).data.metrics["objective"] == 0.2
+
+
+def test_not_a_number_is_left_out(tracker):
+    run_id = tracker.trial("t3", {}, {"objective": -1.0, "resistance": float("nan")}, {}, {})
+    assert set(tracker.client.get_run(run_id).data.metrics) == {"objective"}
+
+
+def test_running_again_continues_the_same_parent_and_close_reaps(tracker):
+    same = Tracker(tracker.config, "f1")
+    assert same.run_id == tracker.run_id
+    assert Tracker(tracker.config, "f2").run_id != tracker.run_id
+    orphan = tracker.client.create_run(tracker.experiment_id, tags={PARENT: tracker.run_id})
+    tracker.close("FINISHED")
+    assert tracker.client.get_run(orphan.info.run_id).info.status == "KILLED"
+    assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_unreachable_server_is_one_line(tmp_path, tiny_config):
+    config = study(tmp_path, tiny_config, tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="tracking_uri"):
+        Tracker(config, "f")
+
+
+def test_same_model_is_registered_once(tracker, tiny_folder):
+    one = register(tracker, "m", tiny_folder, 0.5, "protocol", {"concepts": "cat"})
+    two = register(tracker, "m", tiny_folder, 0.5, "protocol", {"concepts": "cat"})
+    assert (one.version, one.is_new, one.champion) == ("1", True, True)
+    assert (two.version, two.is_new, two.champion) == ("1", False, True)
+    assert tracker.client.get_model_version("m", "1").tags["concepts"] == "cat"
+
+
+def test_only_a_better_model_under_the_same_protocol_becomes_champion(
+    tracker, tiny_folder, tmp_path_factory
+):
+    from tiny import make_pipeline
+
+    register(tracker, "c", tiny_folder, 0.5, "protocol", {})
+    others = [tmp_path_factory.mktemp("other") / str(seed) for seed in (1, 2, 3)]
+    for seed, folder in enumerate(others, 1):
+        make_pipeline(folder, seed=seed)
+    assert not register(tracker, "c", others[0], 0.4, "protocol", {}).champion
+    assert not register(tracker, "c", others[1], 0.9, "another protocol", {}).champion
+    assert register(tracker, "c", others[2], 0.6, "protocol", {}).champion
+    assert tracker.client.get_model_version_by_alias("c", "candidate").version == "4"

@@ -1,0 +1,269 @@
+"""A study as steps: what each one's identity depends on, and a whole study run in this process."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tiny import make_encoders
+
+from gift_ray import plugins
+from gift_ray.config import StudyConfig
+from gift_ray.errors import DataError
+from gift_ray.plan import Plan, Step, check_data, configure, execute, plan, scorecard, scores
+from gift_ray.records import read_record
+
+
+def concept(name: str, match: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "source": {"name": "openmoji", "match": match, "caption": f"an emoji of a {name}"},
+        "validation_prompts": [f"an emoji of a {name}"],
+    }
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A study of few steps. Random weights and encoders learn nothing that means anything: five
+    evaluation steps give every concept one that lies above its chance level."""
+    return {
+        "name": "tiny",
+        "model": {"pretrained_model_name_or_path": str(tiny_folder)},
+        "concepts": {
+            "malicious": [concept("cat", "^CAT( FACE)?$"), concept("dog", "DOG FACE|WOLF|FOX")],
+            "safe": [concept("tree", "^(EVERGREEN|DECIDUOUS) TREE$")],
+        },
+        "prior": {"source": {"name": "openmoji", "match": "^(SUN|MOON)", "caption": "a sky"}},
+        "defense": {"name": "gift", "max_train_steps": 4, "train_batch_size": 2},
+        "attacks": [
+            {
+                "name": "dreambooth", "max_train_steps": 8, "learning_rate": 3e-3,
+                "num_evaluations": 5,
+            }
+        ],
+        "evaluation": {
+            "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
+            "encoders": make_encoders(tmp_path_factory.mktemp("encoders")),
+            "safe_prompts": ["a house", "zzzz"],
+            "num_images_per_prompt": 2,
+            "num_inference_steps": 2,
+        },
+        "scoring": {"similarities": ["clip_image"], "min_retention": 0.0},
+    }  # fmt: skip
+
+
+def study(raw: dict[str, Any], **changes: Any) -> StudyConfig:
+    """The study with some dotted paths set."""
+    config = StudyConfig.model_validate(copy.deepcopy(raw), context={"check": plugins.check})
+    return configure(config, {path.replace("__", "."): value for path, value in changes.items()})
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """Labels of the steps that the second plan has and the first one hasn't."""
+    known = {step.fingerprint for step in before.steps()}
+    return {step.label for step in after.steps() if step.fingerprint not in known}
+
+
+def kinds(before: Plan, after: Plan) -> set[str]:
+    known = {step.fingerprint for step in before.steps()}
+    return {step.kind for step in after.steps() if step.fingerprint not in known}
+
+
+def test_beta_changes_immunize_and_what_follows_and_nothing_before(raw: dict[str, Any]) -> None:
+    before, after = plan(study(raw)), plan(study(raw, defense__beta=0.7))
+    assert kinds(before, after) == {"immunize", "attack", "sample", "evaluate"}
+    again = {step.fingerprint for step in before.steps()} & {s.fingerprint for s in after.steps()}
+    assert again == {step.fingerprint for step in before.shared()}
+    assert [s.fingerprint for s in before.shared()] == [s.fingerprint for s in after.shared()]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("attacks__0__learning_rate", 1e-4, {"attack", "evaluate"}),
+        ("evaluation__num_inference_steps", 3, {"attack", "sample", "evaluate"}),
+        ("evaluation__metrics", [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
+         {"evaluate"}),
+        ("concepts__safe__0__validation_prompts", ["a palm"], {"attack", "evaluate"}),
+        ("seeds", [1], {"attack", "evaluate"}),
+        ("concepts__safe__0__instance_prompt", "a sks tree",
+         {"prepare_concept", "attack", "evaluate"}),
+    ],
+)  # fmt: skip
+def test_an_option_changes_only_what_reads_it(
+    path: str, value: Any, expected: set[str], raw: dict[str, Any]
+) -> None:
+    assert kinds(plan(study(raw)), plan(study(raw, **{path: value}))) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("output_dir", "/elsewhere"),
+        ("name", "other"),
+        ("cluster__cpus_per_unit", 2),
+        ("cluster__checkpoint_every", 7),
+        ("evaluation__batch_size", 3),
+        ("scoring__objective", "chebyshev"),
+        ("gate__min_resistance", 0.5),
+        ("model__gradient_checkpointing", True),
+    ],
+)
+def test_where_and_how_it_runs_is_not_identity(path: str, value: Any, raw: dict[str, Any]) -> None:
+    assert changed(plan(study(raw)), plan(study(raw, **{path: value}))) == set()
+
+
+def test_the_place_of_a_folder_is_not_identity_but_its_content_is(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    def planned(folder: Path) -> Plan:
+        source = {"name": "folder", "path": str(folder), "caption": "a sky"}
+        return plan(study(raw, prior__source=source))
+
+    for name, text in (("one", "same"), ("two", "same"), ("three", "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_text(text)
+    one, two, three = (planned(tmp_path / name) for name in ("one", "two", "three"))
+    assert changed(one, two) == set()
+    assert "prepare D_S" in changed(one, three)
+
+
+def test_one_undefended_model_serves_every_concept(raw: dict[str, Any]) -> None:
+    layout = plan(study(raw))
+    assert len(layout.defended) == 2
+    assert sum(step.label == "undefended" for step in layout.steps()) == 1
+    other = plan(study(raw, concepts__malicious__1__class_prompt="a hound"))
+    assert other.undefended.immunize.fingerprint == layout.undefended.immunize.fingerprint
+    cat = next(key for key in layout.undefended.attacks if key[0] == "cat")
+    assert other.undefended.attacks[cat].fingerprint == layout.undefended.attacks[cat].fingerprint
+
+
+def test_a_study_of_no_defense_is_the_undefended_arm(raw: dict[str, Any]) -> None:
+    layout = plan(study(raw, defense={"name": "none"}))
+    assert {arm.immunize.fingerprint for arm in layout.defended} == {
+        layout.undefended.immunize.fingerprint
+    }
+
+
+def test_joint_mode_makes_one_model_against_all_concepts(raw: dict[str, Any]) -> None:
+    (arm,) = plan(study(raw, concepts__mode="joint")).defended
+    assert arm.malicious == ("cat", "dog")
+    assert {name for name in arm.immunize.inputs if "/" in name} == {"concept/cat", "concept/dog"}
+
+
+def test_the_same_attack_with_other_options_is_another_attack(raw: dict[str, Any]) -> None:
+    attacks = [*raw["attacks"], raw["attacks"][0] | {"learning_rate": 1e-4}]
+    (arm, _) = plan(study(raw, attacks=attacks)).defended
+    assert len({step.fingerprint for step in arm.attacks.values()}) == 2 * 2
+    assert {key[1] for key in arm.attacks} == {"dreambooth", "dreambooth-2"}
+
+
+def test_every_step_stands_after_what_it_reads(raw: dict[str, Any]) -> None:
+    seen: set[str] = set()
+    for step in plan(study(raw)).steps():
+        assert all(other.fingerprint in seen for other in step.inputs.values())
+        assert step.fingerprint not in seen
+        seen.add(step.fingerprint)
+
+
+def test_all_bad_data_is_told_before_anything_runs(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("not an image")
+    bad = {"name": "folder", "path": str(tmp_path), "caption": "x"}
+    config = study(raw, prior__source=bad, concepts__malicious__0__source=bad,
+                   concepts__safe__0__source__match="^EVERGREEN TREE$")  # fmt: skip
+    with pytest.raises(DataError) as error:
+        check_data(config)
+    assert len(error.value.mistakes) == 3
+    check_data(study(raw))
+
+
+def run(steps: list[Step], study_dir: Path) -> None:
+    for step in steps:
+        execute(step, study_dir, checkpoint_every=3)
+
+
+@pytest.fixture(scope="module")
+def finished(raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    study_dir = tmp_path_factory.mktemp("study")
+    layout = plan(study(raw))
+    run(layout.steps(), study_dir)
+    return layout, study_dir
+
+
+def test_the_undefended_arm_does_not_resist_and_keeps_everything(
+    finished: tuple[Plan, Path],
+) -> None:
+    layout, study_dir = finished
+    card = scorecard(layout, layout.undefended, study_dir)
+    assert card.resistance == pytest.approx(0)
+    assert card.retention == pytest.approx(1)
+    assert card.objective == pytest.approx(0)
+    assert card.concepts.keys() == {"cat", "dog"}
+    assert card.probes.keys() == {"finetune/tree/dreambooth/0", "generation/safe"}
+
+
+def test_a_defended_arm_gets_a_scorecard(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+    for arm, name in zip(layout.defended, ("cat", "dog"), strict=True):
+        card = scorecard(layout, arm, study_dir)
+        assert card.concepts.keys() == {name}
+        assert 0 <= card.resistance <= 1
+        assert 0 <= card.retention <= 1
+        (curve,) = card.concepts[name].curves.values()
+        assert list(curve) == [0, 1, 2, 4, 8]
+
+
+def test_doing_a_study_twice_computes_nothing(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+
+    def state() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in study_dir.rglob("*") if p.is_file()}
+
+    before = state()
+    run(layout.steps(), study_dir)
+    assert state() == before
+    assert list((study_dir / "checkpoints").iterdir()) == [], "a finished step keeps no checkpoint"
+
+
+def test_scores_are_kept_for_every_image(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+    table = scores(layout.undefended.attacks["cat", "dreambooth", 0], study_dir)
+    assert len(table) == 5 * 2  # evaluation steps x images of one prompt
+    assert {"step", "index", "prompt", "clip_text", "clip_image"} <= set(table.columns)
+    unattacked = scores(layout.undefended.samples["safe"], study_dir)
+    assert "clip_image" not in unattacked.columns, "there is no concept to compare with"
+
+
+def test_the_defender_and_the_attacker_never_share_an_image(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+    prepared = [step for step in layout.steps() if step.kind == "prepare_concept"]
+    assert len(prepared) == 3
+    for step in prepared:
+        sides = read_record(step.folder(study_dir)).result
+        assert sides["D_M"]
+        assert sides["D_A"]
+        assert not set(sides["D_M"]) & set(sides["D_A"])
+
+
+def test_training_leaves_its_log(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+    log = pd.read_parquet(layout.defended[0].immunize.folder(study_dir) / "training.parquet")
+    assert list(log["step"]) == [0, 1]
+    assert {"L_prior", "L_max", "L_noise", "cosine", "std_ratio", "correlation"} <= set(log.columns)
+
+
+def test_a_step_whose_input_is_missing_or_damaged_is_not_done(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    immunize = plan(study(raw)).undefended.immunize
+    with pytest.raises(DataError, match="no readable record"):
+        execute(immunize, tmp_path)
+    prior = immunize.inputs["prior"]
+    execute(prior, tmp_path)
+    (prior.folder(tmp_path) / "D_S.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"D_S\.safetensors: missing or damaged"):
+        execute(immunize, tmp_path)
+    assert not immunize.folder(tmp_path).exists()
