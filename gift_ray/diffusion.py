@@ -206,15 +206,19 @@ class Level:
         return float(norm)
 
     def state(self) -> dict[str, Any]:
-        """The optimizer's tensors, keyed by parameter name, for `records.save_state`."""
+        """The optimizer's tensors, keyed by parameter name, and fp16's scale, for a checkpoint."""
         state = self.optimizer.state
-        return {name: dict(state[p]) for name, p in self.parameters.items() if p in state}
+        tensors = {name: dict(state[p]) for name, p in self.parameters.items() if p in state}
+        return {"optimizer": tensors, "scaler": self.scaler.state_dict()}
 
     def load_state(self, saved: dict[str, Any]) -> None:
         """Put back what `state` gave."""
+        tensors = saved.get("optimizer", {})
         for name, parameter in self.parameters.items():
-            if name in saved:
-                self.optimizer.state[parameter] = dict(saved[name])
+            if name in tensors:
+                self.optimizer.state[parameter] = dict(tensors[name])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -219,9 +219,11 @@ def plan(config: StudyConfig) -> Plan:
     groups = [malicious] if config.concepts.mode == "joint" else [(name,) for name in malicious]
 
     undefended = _arm(config, base, "undefended", UNDEFENDED, malicious, concepts, prior)
+    defense = config.defense
+    labels = [f"{defense.name} against {', '.join(group)}" for group in groups]
     defended = tuple(
-        _arm(config, base, config.defense.name, config.defense, group, concepts, prior)
-        for group in groups
+        _arm(config, base, label, defense, group, concepts, prior)
+        for label, group in zip(labels, groups, strict=True)
     )
 
     # Chance levels, both from the base's images of the safe prompts: their similarity to a concept
@@ -287,7 +289,7 @@ def _arm(
     reads = () if defense == UNDEFENDED else malicious
     immunize = Step(
         kind="immunize",
-        label=f"immunize {label} ({', '.join(malicious)})" if reads else label,
+        label=label,
         spec={
             "defense": _plugin_spec(defense), "concepts": list(reads),
             "model": _dump(config.model), "seed": config.seed,

@@ -35,7 +35,7 @@ Settings: `{settings}`. Made by gift-ray; fingerprint `{fingerprint}`.
 
 def export(plan: Plan, arm: Arm, card: Any, settings: dict[str, Any], study_dir: Path) -> Path:
     """Write the arm's model as `models/<fingerprint>`, whole or not at all; returns the folder."""
-    folder = study_dir / "models" / f"{arm.label}-{arm.immunize.fingerprint[:16]}"
+    folder = study_dir / "models" / f"{plan.config.defense.name}-{arm.immunize.fingerprint[:16]}"
     if folder.exists():
         return folder
     private = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -45,7 +45,7 @@ def export(plan: Plan, arm: Arm, card: Any, settings: dict[str, Any], study_dir:
         text = CARD.format(
             base=plan.config.model.pretrained_model_name_or_path,
             title=f"{plan.config.name}: {', '.join(arm.malicious)}",
-            defense=arm.label,
+            defense=plan.config.defense.name,
             concepts=", ".join(arm.malicious),
             resistance=card.resistance,
             retention=card.retention,

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from gift_ray import data, plugins
 from gift_ray.config import ConceptConfig, EvaluationConfig, ModelConfig, PluginConfig, PriorConfig
@@ -80,7 +81,14 @@ class LocalJournal(Journal):
         save_state(self.path, checkpoint)
 
     def read(self) -> dict[str, Any] | None:
-        return load_state(self.path) if self.path.exists() else None
+        if not self.path.exists():
+            return None
+        try:
+            return load_state(self.path)
+        except SafetensorError:
+            # A damaged checkpoint is worth nothing: begin again rather than trust a part of it.
+            self.path.unlink()
+            return None
 
 
 def prepare_concept(

@@ -25,7 +25,10 @@ def attack_grid(plan: Plan, arm: Arm, study_dir: Path) -> Image.Image:
         concept, attack, seed = key
         if seed != plan.config.seeds[0]:
             continue
-        for label, step in (("undefended", plan.undefended.attacks[key]), (arm.label, evaluate)):
+        for label, step in (
+            ("undefended", plan.undefended.attacks[key]),
+            (plan.config.defense.name, evaluate),
+        ):
             real = load_images(step.inputs["concept"].folder(study_dir) / "D_A")[:IMAGES_PER_STEP]
             steps, drawn = _along(step, study_dir)
             images = [_blur(i) if kinds[concept] == "unsafe" else i for i in (*real, *drawn)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -35,6 +35,10 @@ class Generated(Source):
             SourceImage(image, prompt, f"generated image {i} ({prompt})")
             for i, (image, prompt) in enumerate(zip(images, prompts, strict=True))
         ]
+
+    def identity(self) -> dict[str, Any]:
+        # An image does not depend on which others are drawn beside it.
+        return {key: value for key, value in super().identity().items() if key != "batch_size"}
 
     def uses_model(self) -> bool:
         return True
