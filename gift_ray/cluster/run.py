@@ -22,6 +22,9 @@ from gift_ray.errors import UnitFailed
 from gift_ray.plan import Step, closure
 from gift_ray.records import is_done
 
+# Processes that have done a GPU task are kept too: the models they loaded are the point.
+_attempt = ray.remote(max_calls=0)(attempt)
+
 
 def run_steps(
     steps: Iterable[Step],
@@ -85,11 +88,10 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
 
 def _as_task(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
     """One Ray task. `DEFAULT` keeps it out of a Tune trial's own (empty) reservation."""
-    remote = ray.remote(attempt).options(
+    remote = _attempt.options(
         num_cpus=cluster.cpus_per_unit,
         num_gpus=cluster.gpus_per_unit,
         max_retries=cluster.max_failures,
-        max_calls=0,
         scheduling_strategy="DEFAULT",
         name=step.label,
     )
