@@ -23,12 +23,12 @@ from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, leaderboard, run_job
 from gift_ray.errors import ConfigError, GateRefused
-from gift_ray.plan import Plan, check_data, configure, load_study, plan, scorecard
+from gift_ray.plan import Arm, Plan, check_data, configure, load_study, plan, scorecard
 from gift_ray.records import digest, write_json_atomic
 from gift_ray.release import export
 from gift_ray.report.grid import attack_grid
-from gift_ray.report.summary import arm_summary, summarize, trial_curves
-from gift_ray.tracking.registry import Registered, register
+from gift_ray.report.summary import arm_summary, slug, summarize, trial_curves
+from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
 
 
@@ -65,16 +65,14 @@ def main(arguments: argparse.Namespace) -> int:
             for trial in trials:
                 track(tracker, config, trial)
 
-    # The best feasible setting is put to the gate, released and registered.
+    # Each released model has its own best setting, which is put to the gate, exported, registered.
     rows = [asdict(trial) for trial in trials]
     console.console.print(leaderboard(rows, list(config.search.space)))
-    best = max(trials, key=lambda trial: trial.objective)
-    refusal = refused(config, best)
-    chosen = None if refusal else release(config, best, tracker, fingerprint)
+    chosen = [choose(config, arm, trials, tracker) for arm in layout.defended]
     write_json_atomic(study_dir / "summary.json", summarize(layout, rows, chosen, study_dir))
-    conclude(config, tracker, best, chosen)
-    if refusal:
-        raise GateRefused(f"gate: trial {best.trial_id} is the best, but {refusal}")
+    conclude(config, tracker, chosen)
+    if not any(model["registered"] for model in chosen):
+        raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
     return console.OK
 
 
@@ -112,67 +110,73 @@ def track(tracker: Tracker, config: StudyConfig, trial: Trial) -> None:
     tracker.trial(trial.trial_id, trial.values, metrics, curves, tags)
 
 
-def refused(config: StudyConfig, best: Trial) -> str:
-    """Why the gate refuses the best trial; empty if it passes."""
-    gate = config.gate
-    if not best.feasible:
-        return best.reason
-    for name, reached, least in (("resistance", best.resistance, gate.min_resistance),
-                                 ("retention", best.retention, gate.min_retention)):  # fmt: skip
+def choose(config: StudyConfig, arm: Arm, trials: list[Trial], tracker: Tracker) -> dict[str, Any]:
+    """The best trial of one released model, registered if it meets the gate."""
+    malicious = ", ".join(arm.malicious)
+    verdicts = [(t, v) for t in trials for v in t.arms if v["malicious"] == malicious]
+    if not verdicts:
+        return {"malicious": malicious, "registered": None, "refused": "every trial failed"}
+    best, verdict = max(verdicts, key=lambda pair: pair[1]["objective"])
+    found = {"malicious": malicious, "trial_id": best.trial_id, "values": best.values, **verdict}
+    refusal = refused(config, verdict)
+    if refusal:
+        say(f"refused      {malicious}: {refusal} (best: trial {best.trial_id})")
+        return found | {"registered": None, "refused": refusal}
+    return found | release(config, arm, best, tracker) | {"refused": ""}
+
+
+def refused(config: StudyConfig, verdict: dict[str, Any]) -> str:
+    """Why the gate refuses a model; empty if it passes."""
+    if not verdict["feasible"]:
+        return str(verdict["reason"])
+    for name in ("resistance", "retention"):
+        reached, least = verdict[name], getattr(config.gate, f"min_{name}")
         if reached < least:
             return f"{name} {reached:.3f} is under gate.min_{name} {least}"
     return ""
 
 
-def release(config: StudyConfig, best: Trial, tracker: Tracker, fingerprint: str) -> dict[str, Any]:
-    """Export, draw and register each model of the best trial."""
+def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dict[str, Any]:
+    """Export, draw and register one model of the best trial."""
     layout = plan(configure(config, best.values))
+    arm = next(other for other in layout.defended if other.malicious == arm.malicious)
+    card = scorecard(layout, arm, config.study_dir)
+    folder = export(layout, arm, card, best.values, config.study_dir)
+    grid = config.study_dir / f"grid-{arm.immunize.fingerprint[:8]}.png"
+    attack_grid(layout, arm, config.study_dir).save(grid)
+    name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
+    if len(layout.defended) > 1:
+        name += "-" + slug("-".join(arm.malicious))
     protocol = digest(
         [config.evaluation.model_dump(mode="json"), config.scoring.model_dump(mode="json")]
     )
-    models = []
-    for arm in layout.defended:
-        card = scorecard(layout, arm, config.study_dir)
-        folder = export(layout, arm, card, best.values, config.study_dir)
-        grid = config.study_dir / f"grid-{arm.immunize.fingerprint[:8]}.png"
-        attack_grid(layout, arm, config.study_dir).save(grid)
-        name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
-        if len(layout.defended) > 1:
-            name += "-" + "-".join(arm.malicious)
-        tags = {
-            "concepts": ", ".join(arm.malicious),
-            "defense": config.defense.name,
-            "fingerprint": arm.immunize.fingerprint,
-            "resistance": f"{card.resistance:.4f}",
-            "retention": f"{card.retention:.4f}",
-        }
-        version = register(tracker, name, folder, card.objective, protocol, tags)
-        report(version, folder, grid)
-        models.append({**asdict(version), "folder": str(folder), "grid": str(grid),
-                       **arm_summary(layout, arm, config.study_dir)})  # fmt: skip
-    return {"trial_id": best.trial_id, "values": best.values, "models": models}
-
-
-def report(version: Registered, folder: Path, grid: Path) -> None:
+    tags = {
+        "concepts": ", ".join(arm.malicious),
+        "defense": config.defense.name,
+        "fingerprint": arm.immunize.fingerprint,
+        "resistance": f"{card.resistance:.4f}",
+        "retention": f"{card.retention:.4f}",
+    }
+    version = register(tracker, name, folder, card.objective, protocol, tags)
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")
     say(f"grid         {grid}")
+    return {"registered": asdict(version), "folder": str(folder), "grid": str(grid),
+            **arm_summary(layout, arm, config.study_dir)}  # fmt: skip
 
 
-def conclude(
-    config: StudyConfig, tracker: Tracker, best: Trial, chosen: dict[str, Any] | None
-) -> None:
+def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]) -> None:
     """Close the study's run and say where everything is."""
     summary = config.study_dir / "summary.json"
     metrics = {
-        "objective": best.objective,
-        "resistance": best.resistance,
-        "retention": best.retention,
+        f"best/{slug(model['malicious'])}/{name}": model[name]
+        for model in chosen
+        for name in ("objective", "resistance", "retention")
+        if name in model
     }
-    files = [summary, *(Path(m["grid"]) for m in (chosen or {}).get("models", []))]
-    tracker.summary(
-        metrics, {"best_trial": best.trial_id, "gate": "passed" if chosen else "refused"}, files
-    )
+    passed = [model for model in chosen if model["registered"]]
+    files = [summary, *(Path(model["grid"]) for model in passed)]
+    tracker.summary(metrics, {"gate": f"{len(passed)} of {len(chosen)} passed"}, files)
     tracker.close("FINISHED")
     say(f"summary      {summary}")
     say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")

@@ -4,27 +4,33 @@ that runs its plan's steps and reports one scorecard."""
 from __future__ import annotations
 
 import math
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from gift_ray.cluster.run import run_steps
 from gift_ray.config import Range, SearchConfig, StudyConfig
-from gift_ray.errors import ConfigError, UnitFailed
-from gift_ray.plan import configure, plan, scorecard
+from gift_ray.errors import UnitFailed
+from gift_ray.plan import Arm, configure, plan, scorecard
+from gift_ray.scoring import Scorecard
 
 # What a failed trial tells the search: worse than the worst infeasible one (retention 0).
 FAILED = -1.0
-TRIAL = "trial.json"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what came of it."""
+    """One setting and what came of it.
+
+    `arms` holds each released model's own verdict (one for all concepts in joint mode, one for each
+    concept in per_concept mode); `objective` is their mean, `resistance` and `retention` their worst.
+    """
 
     trial_id: str
     values: dict[str, Any]
@@ -33,6 +39,7 @@ class Trial:
     retention: float
     feasible: bool
     reason: str
+    arms: list[dict[str, Any]]
 
 
 def search(
@@ -45,6 +52,7 @@ def search(
         fingerprint: names the search; another space or study is another search.
     """
     assert config.search is not None
+    _Listener.tell = staticmethod(on_trial)
     name = f"search-{fingerprint[:16]}"
     storage = config.study_dir / "tune"
     trainable = tune.with_resources(
@@ -60,7 +68,7 @@ def search(
             name=name,
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=[_Listener(on_trial)],
+            callbacks=[_Listener()],
             verbose=0,
         ),
     )
@@ -81,32 +89,41 @@ def _trial(values: dict[str, Any], *, config: StudyConfig, board: Any) -> None:
         cards = [scorecard(layout, arm, study_dir) for arm in layout.defended]
     except UnitFailed as error:
         tune.report({"objective": FAILED, "resistance": math.nan, "retention": math.nan,
-                     "feasible": False, "reason": str(error)})  # fmt: skip
+                     "feasible": False, "reason": str(error), "arms": []})  # fmt: skip
         return
-    worst = min(cards, key=lambda card: card.objective)
+    arms = [_verdict(arm, card) for arm, card in zip(layout.defended, cards, strict=True)]
     tune.report(
         {
-            "objective": worst.objective,
+            "objective": sum(card.objective for card in cards) / len(cards),
             "resistance": min(card.resistance for card in cards),
             "retention": min(card.retention for card in cards),
-            "feasible": all(card.feasible for card in cards),
-            "reason": worst.reason,
+            "feasible": any(card.feasible for card in cards),
+            "reason": "; ".join(f"{a['malicious']}: {a['reason']}" for a in arms if a["reason"]),
+            "arms": arms,
         }
     )
 
 
-class _Listener(tune.Callback):
-    """Tells the driver of every trial that ends."""
+def _verdict(arm: Arm, card: Scorecard) -> dict[str, Any]:
+    names = ("objective", "resistance", "retention", "worst_retention", "feasible", "reason")
+    return {"malicious": ", ".join(arm.malicious)} | {name: getattr(card, name) for name in names}
 
-    def __init__(self, on_trial: Callable[[Trial], None]) -> None:
-        self._on_trial = on_trial
+
+class _Listener(tune.Callback):
+    """Tells the driver of every trial that ends.
+
+    Tune pickles its callbacks, and restores them with the search: whom to tell belongs to the running
+    driver, so it is kept on the class.
+    """
+
+    tell: ClassVar[Callable[[Trial], None]]
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._on_trial(_as_trial(trial.trial_id, trial.config, trial.last_result))
+        _Listener.tell(_as_trial(trial.trial_id, trial.config, trial.last_result))
 
 
 def _as_trial(trial_id: str, values: dict[str, Any], result: dict[str, Any]) -> Trial:
-    names = ("objective", "resistance", "retention", "feasible", "reason")
+    names = ("objective", "resistance", "retention", "feasible", "reason", "arms")
     return Trial(trial_id, dict(values), **{name: result[name] for name in names})
 
 
@@ -159,7 +176,10 @@ def _restore(folder: Path, trainable: Any) -> tune.Tuner | None:
             str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
         )
     except Exception as error:
-        raise ConfigError(
-            f"{folder}: the earlier search can't be continued ({error}); delete the folder: finished "
-            "units stay and are not computed again"
-        ) from error
+        # A driver killed while it wrote leaves half a state. Every finished unit has its own record,
+        # so beginning the search again costs suggestions, not computation.
+        warnings.warn(
+            f"the earlier search can't be continued ({error}); it begins again", stacklevel=2
+        )
+        shutil.rmtree(folder)
+        return None

@@ -13,16 +13,16 @@ from gift_ray.records import is_done, provenance
 
 
 def summarize(
-    plan: Plan, trials: Sequence[dict[str, Any]], chosen: dict[str, Any] | None, study_dir: Path
+    plan: Plan, trials: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], study_dir: Path
 ) -> dict[str, Any]:
-    """Trials, both sides' curves, the chosen setting's verdicts, protocol and provenance."""
+    """Trials, both sides' curves, each model's chosen setting and verdict, protocol, provenance."""
     evaluation = plan.config.evaluation
     return {
         "study": plan.config.name,
         "trials": list(trials),
         "undefended": arm_curves(plan.undefended, study_dir),
         "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
-        "chosen": chosen,
+        "chosen": list(chosen),
         "protocol": evaluation.model_dump(mode="json"),
         "scoring": plan.config.scoring.model_dump(mode="json"),
         "threat_model": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -54,6 +55,7 @@ class Tracker:
 
     def __init__(self, config: StudyConfig, fingerprint: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.config = config
         self.uri = tracking_uri(config)
         _require_reachable(self.uri)

@@ -63,12 +63,11 @@ class TestSweep:
         assert set(summary["undefended"]) == {
             f"{c}/dreambooth/0" for c in ("cat", "weapon", "flower")
         }
-        assert set(summary["chosen"]["values"]) == {
-            "defense.alpha_inner", "defense.alpha_outer", "defense.beta",
-        }  # fmt: skip
-        (model,) = summary["chosen"]["models"]
-        assert model["name"] == "gift-ray-demo"
-        assert model["version"] == "1"
+        (model,) = summary["chosen"]
+        searched = {"defense.alpha_inner", "defense.alpha_outer", "defense.beta"}
+        assert set(model["values"]) == searched
+        assert model["registered"]["name"] == "gift-ray-demo"
+        assert model["registered"]["version"] == "1"
         assert set(model["scorecard"]["concepts"]) == {"cat", "weapon"}
 
     def test_output_shows_the_leaderboard_and_where_to_look(self, finished):
@@ -100,7 +99,7 @@ class TestSweep:
     def test_registered_model_loads_in_plain_diffusers_and_draws(self, finished):
         study, _ = finished
         summary = json.loads((study / "summary.json").read_text())
-        folder = summary["chosen"]["models"][0]["folder"]
+        folder = summary["chosen"][0]["folder"]
         pipeline = DiffusionPipeline.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
         assert pipeline("an emoji of a dog", num_inference_steps=2).images[0].size == (32, 32)
