@@ -304,7 +304,8 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
     config, more = _validate(raw, check)
     if mistakes or more or config is None:
         raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
-    return config
+    # Absolute from here on: Ray changes the working directory of its workers.
+    return config.model_copy(update={"output_dir": str(resolve_output_dir(config.output_dir))})
 
 
 def with_values(config: StudyConfig, values: dict[str, Any], *, check: Check) -> StudyConfig:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import optuna
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -131,6 +132,7 @@ def _tune_config(config: StudyConfig) -> tune.TuneConfig:
     assert config.search is not None
     algorithm = None
     if config.search.algorithm == "tpe":
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         algorithm = OptunaSearch(
             space=_optuna_space(config.search), metric="objective", mode="max", seed=config.seed
         )
