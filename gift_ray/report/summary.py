@@ -37,7 +37,7 @@ def arm_summary(plan: Plan, arm: Arm, study_dir: Path) -> dict[str, Any]:
     """One arm's scorecard and curves."""
     card = asdict(scorecard(plan, arm, study_dir))
     return {
-        "malicious": list(arm.malicious),
+        "concepts": list(arm.malicious),
         "scorecard": card,
         "curves": arm_curves(arm, study_dir),
     }
