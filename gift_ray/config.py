@@ -212,9 +212,6 @@ class SearchConfig(Part):
 class ClusterConfig(Part):
     """What a unit asks of the cluster. Not part of any step's identity."""
 
-    address: str | None = Field(
-        None, description="None: the running job's cluster, else a local one"
-    )
     cpus_per_unit: float = Field(1, gt=0)
     gpus_per_unit: float = Field(0, ge=0)
     under_train: tuple[Literal["immunize", "attack"], ...] = ("immunize", "attack")

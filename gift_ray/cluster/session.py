@@ -33,7 +33,7 @@ ENVIRONMENT = {
 
 @contextmanager
 def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
-    """A connection to the job's cluster, to `cluster.address`, or to a local cluster of our own.
+    """A connection to the job's cluster, to $RAY_ADDRESS, or to a local cluster of our own.
 
     A cluster that we started ends with the block; one that we joined stays.
 
@@ -42,23 +42,18 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
             study's folder from every node.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not address and not in_job:
-        # A cluster of our own: reachable from this machine alone, and by this run's token alone.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token":
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
     try:
         ray.init(
-            address=address or ("auto" if in_job else "local"),
-            include_dashboard=None if address or in_job else True,
+            address=address,
+            include_dashboard=True if address == "local" else None,
             log_to_driver=False,
             logging_level="warning",
             runtime_env={"env_vars": dict(ENVIRONMENT)},
         )
     except ConnectionError as error:
-        raise ConfigError(f"cluster.address: no Ray cluster at {address!r}: {error}") from error
+        raise ConfigError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}") from error
     # After ray.init, which installs a handler of its own.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
