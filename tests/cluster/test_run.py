@@ -28,7 +28,7 @@ def cluster():
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
         runtime_env={"env_vars": ENVIRONMENT},
     )  # fmt: skip
-    yield ClusterConfig(cpus_per_unit=1, checkpoint_every=2)
+    yield ClusterConfig(cpus_per_unit=1, checkpoint_every=10)
     ray.shutdown()
 
 
@@ -90,7 +90,7 @@ def test_train_gives_what_a_plain_loop_gives(cluster, tiny_config, tmp_path):
 
 def test_killed_worker_continues_bit_for_bit(cluster, tiny_config, tmp_path):
     # Long enough to be caught between a checkpoint and the end.
-    step = immunize_step(study(tiny_config, max_train_steps=400))
+    step = immunize_step(study(tiny_config, max_train_steps=240))
     killed = threading.Event()
 
     def kill_once() -> None:

@@ -108,4 +108,4 @@ def test_only_a_better_model_under_the_same_protocol_becomes_champion(
     assert not register(tracker, "c", others[0], 0.4, "protocol", {}).champion
     assert not register(tracker, "c", others[1], 0.9, "another protocol", {}).champion
     assert register(tracker, "c", others[2], 0.6, "protocol", {}).champion
-    assert tracker.client.get_model_version_by_alias("c", "candidate").version == "4"
+    assert str(tracker.client.get_model_version_by_alias("c", "candidate").version) == "4"
