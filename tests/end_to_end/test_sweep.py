@@ -60,9 +60,7 @@ class TestSweep:
         study, _ = finished
         summary = json.loads((study / "summary.json").read_text())
         assert len(summary["trials"]) == 2
-        assert set(summary["undefended"]) == {
-            f"{c}/dreambooth/0" for c in ("cat", "weapon", "car")
-        }
+        assert set(summary["undefended"]) == {f"{c}/dreambooth/0" for c in ("cat", "weapon", "car")}
         (model,) = summary["chosen"]
         searched = {"defense.alpha_inner", "defense.alpha_outer", "defense.beta"}
         assert set(model["values"]) == searched
