@@ -21,6 +21,8 @@ check: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	# Compile what the jobs import, once: a dozen Ray workers would each do it at the same time.
+	$(BIN)/python -c 'import gift_ray.cluster.search, gift_ray.tracking.registry, ray.data, optuna'
 	touch $@
 
 clean:
