@@ -22,7 +22,9 @@ check: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	# Compile what the jobs import, once: a dozen Ray workers would each do it at the same time.
-	$(BIN)/python -c 'import gift_ray.cluster.search, gift_ray.tracking.registry, ray.data, optuna'
+	$(BIN)/python -c 'import gift_ray.cluster.search, gift_ray.tracking.registry, ray.data; \
+	from gift_ray import config, encoders, models; \
+	models.base_model(config.ModelConfig()); encoders.clip_encoder("builtin")'
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """The networks that metrics measure with: CLIP, DINO and an LPIPS backbone, by id or folder, loaded
-once a process. `builtin` names the small ones that ship with the package.
+once a process. `builtin` names the small ones that ship with the package. transformers is imported
+where one is loaded: that takes seconds, and most processes of a study only plan.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from gift_ray.builtin import BUNDLE
 from gift_ray.errors import ModelError
@@ -40,6 +40,8 @@ class ClipEncoder:
     """Unit-length CLIP embeddings of images and texts."""
 
     def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
         self.model = _load(CLIPModel, folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.processor = AutoImageProcessor.from_pretrained(folder)
@@ -65,6 +67,8 @@ class VisionEncoder:
     """A vision backbone of transformers: CLS embeddings (DINO) or all feature maps (LPIPS)."""
 
     def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
         self.model = _load(AutoModel, folder)
         self.processor = AutoImageProcessor.from_pretrained(folder)
 

@@ -1,5 +1,6 @@
 """The model under attack and defense: loading, copying, encoding, generating, saving. The only file
-that knows diffusers. Latent diffusion with a UNet2DConditionModel and one text encoder (SD 1.x, 2.x
+that knows diffusers, which it imports where a model is loaded: that takes seconds, and most processes
+of a study only plan. Latent diffusion with a UNet2DConditionModel and one text encoder (SD 1.x, 2.x
 and whatever has their folder layout).
 """
 
@@ -11,17 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from diffusers import StableDiffusionPipeline as Pipeline
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from gift_ray.builtin import BUNDLE
 from gift_ray.config import ModelConfig
@@ -32,9 +29,13 @@ from gift_ray.records import digest, file_hash
 ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "unet"]
 NoiseLayers = Literal["blocks", "attn2"]
 
-for log in (diffusers_logging, transformers_logging):
-    log.disable_progress_bar()
-    log.set_verbosity_error()
+if TYPE_CHECKING:
+    from diffusers import (
+        AutoencoderKL,
+        DDPMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
 
 
 def device() -> torch.device:
@@ -61,9 +62,12 @@ class DiffusionModel:
         Raises:
             ModelError: not found, no network, not a diffusers folder, pickled or damaged weights.
         """
+        from diffusers import DDPMScheduler, StableDiffusionPipeline
+
         folder = locate(config)
+        _silence()
         try:
-            pipeline = Pipeline.from_pretrained(
+            pipeline = StableDiffusionPipeline.from_pretrained(
                 folder,
                 variant=config.variant,
                 dtype=torch.float32,
@@ -208,9 +212,11 @@ class DiffusionModel:
                 ).images
         return images
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> StableDiffusionPipeline:
         """A plain diffusers pipeline around these weights."""
-        pipeline = Pipeline(
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
@@ -348,6 +354,16 @@ def base_model(config: ModelConfig) -> DiffusionModel:
     """The base, loaded once a process. Callers clone before they train."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DiffusionModel.load(config)
+
+
+def _silence() -> None:
+    """Loading says what we say better: no progress bars, no warnings about components left out."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for log in (diffusers_logging, transformers_logging):
+        log.disable_progress_bar()
+        log.set_verbosity_error()
 
 
 def _in_group(path: list[str], group: ParameterGroup) -> bool:

@@ -42,8 +42,8 @@ PARTS: dict[str, type[BaseModel]] = {
     "model": ModelConfig, "evaluation": EvaluationConfig, "prior": PriorConfig,
     "concept": ConceptConfig, "defense": DefenseConfig, "attack": AttackConfig,
 }  # fmt: skip
-# The kinds that train, write checkpoints and may run under Ray Train.
-TRAINING = ("immunize", "attack")
+# The kinds that are given a journal: a log, and checkpoints.
+JOURNALED = ("immunize", "attack")
 UNDEFENDED = DefenseConfig(name="none")
 
 
@@ -52,7 +52,7 @@ class Step:
     """One unit of work.
 
     `spec` holds what the stage is called with, `identity` what makes two steps the same (no paths, no
-    worker counts), `inputs` the steps it reads. `label` is for people.
+    worker counts), `inputs` the steps it reads. `label` is for people. `trains` marks long training.
     """
 
     kind: str
@@ -60,6 +60,7 @@ class Step:
     spec: Mapping[str, Any]
     identity: Mapping[str, Any]
     inputs: Mapping[str, Step] = field(default_factory=dict)
+    trains: bool = False
 
     @functools.cached_property
     def full_identity(self) -> dict[str, Any]:
@@ -296,6 +297,7 @@ def _arm(
         },
         identity={"defense": plugin.identity(), "concepts": list(reads), "seed": config.seed},
         inputs={"prior": prior, **{f"concept/{name}": concepts[name] for name in reads}},
+        trains=plugin.trains,
     )  # fmt: skip
 
     wanted = [c for c in config.concepts.malicious if c.name in malicious] + [*config.concepts.safe]
@@ -345,6 +347,7 @@ def _attack_step(
             "drawing": _drawing(config.evaluation),
         },
         inputs={"model": immunize, "concept": prepared},
+        trains=True,
     )  # fmt: skip
     return _evaluate_step(config, label, step, prepared)
 
@@ -426,7 +429,7 @@ def execute(
     inputs = {name: other.folder(study_dir) for name, other in step.inputs.items()}
     for path in inputs.values():
         read_record(path)
-    if journal is None and step.kind in TRAINING:
+    if journal is None and step.kind in JOURNALED:
         journal = LocalJournal(step.checkpoint(study_dir), checkpoint_every)
     record = write_step(folder, step.full_identity, _work(step, inputs, journal), label=step.label)
     step.checkpoint(study_dir).unlink(missing_ok=True)
@@ -443,7 +446,7 @@ def _work(
         if name in spec:
             parts[name] = kind.model_validate(spec[name])
     parts |= {name: spec[name] for name in ("seed", "concepts", "prompts", "asked") if name in spec}
-    if step.kind in TRAINING:
+    if step.kind in JOURNALED:
         parts["journal"] = journal
     stage = getattr(stages, step.kind)
     return lambda out: stage(out=out, **parts)

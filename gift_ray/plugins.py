@@ -81,7 +81,9 @@ class Source(Plugin):
 
 
 class Defense(Plugin):
-    """How a model is made to resist; `none` is one of them."""
+    """How a model is made to resist; `none` is one of them, which does not train."""
+
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def immunize(

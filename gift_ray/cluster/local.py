@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gift_ray.cluster import start_with
 from gift_ray.errors import ConfigError
 
 START_TIMEOUT_S = 120
@@ -38,9 +39,9 @@ def local_head() -> Iterator[dict[str, str]]:
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
     }
+    start_with(environment)
     command = [
         _tool("ray"), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={gcs}",

@@ -76,7 +76,7 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
         clock.tell("reused")
         return
     try:
-        if step.kind in cluster.under_train:
+        if step.trains and step.kind in cluster.under_train:
             train(step, study_dir, cluster)
         else:
             _as_task(step, study_dir, cluster)

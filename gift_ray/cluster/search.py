@@ -141,6 +141,8 @@ def _tune_config(config: StudyConfig) -> tune.TuneConfig:
         mode="max",
         search_alg=algorithm,
         num_samples=config.search.num_samples,
+        # A trial's process outlives it: the next trial needs the same imports.
+        reuse_actors=True,
         max_concurrent_trials=config.search.max_concurrent_trials,
     )
 

@@ -14,21 +14,9 @@ from typing import Any
 
 import ray
 
+from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import ConfigError
-
-# Read by every process of the cluster. Train polls its workers this often (default 2 s), and a run
-# that waits for resources must not burn its retries while it queues.
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 @contextmanager
@@ -41,7 +29,7 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
         ConfigError: the cluster can't be reached, is too small for one unit, or can't see the
             study's folder from every node.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    start_with(os.environ)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
     try:

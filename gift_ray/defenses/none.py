@@ -14,6 +14,7 @@ class Undefended(Defense):
     """Hands the base back."""
 
     version: ClassVar[int] = 1
+    trains: ClassVar[bool] = False
 
     def immunize(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
+from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.cluster.board import Event, read_board, start_board
 from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.session import ENVIRONMENT
 from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.plan import Step, execute, plan
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def cluster():
+    # The raylet reads its settings from the environment of whoever starts it.
+    start_with(os.environ)
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
         runtime_env={"env_vars": ENVIRONMENT},
