@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -282,6 +283,29 @@ def load_unet(unet: nn.Module, weights: dict[str, Tensor], *, origin: str) -> No
         if not tensor.isfinite().all():
             raise ModelError(f"{origin}: {name!r} holds NaN or infinity")
     unet.load_state_dict(weights)
+
+
+def unet_of_single_file(path: Path, like: DiffusionModel) -> dict[str, Tensor]:
+    """The unet's weights in a single-file Stable Diffusion checkpoint, under diffusers' names.
+
+    Raises:
+        ModelError: they don't fit the architecture of `like`.
+    """
+    from diffusers import UNet2DConditionModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        # The architecture is the base's: a bare file doesn't say, and the hub is not asked.
+        like.unet.save_config(Path(folder) / "unet")
+        try:
+            unet = UNet2DConditionModel.from_single_file(
+                str(path), config=folder, subfolder="unet", local_files_only=True
+            )
+        except Exception as error:
+            detail = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{path}: not a single-file checkpoint of this base: {detail}"
+            ) from error
+    return dict(unet.float().state_dict())
 
 
 def locate(config: ModelConfig) -> Path:

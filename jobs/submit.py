@@ -5,6 +5,7 @@ python jobs/submit.py jobs/sweep.py configs/demo.yaml [key=value ...]
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from gift_ray.cluster.local import local_head, submit
@@ -15,6 +16,8 @@ def main(entrypoint: list[str]) -> int:
     if not entrypoint:
         print(__doc__)
         return 2
+    # A terminated submission must end the head that it started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with local_head() as environment:
             return submit(entrypoint, environment)

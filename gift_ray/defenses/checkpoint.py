@@ -1,0 +1,39 @@
+"""Somebody else's defense, already done: a checkpoint to be put to the same attacks as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from gift_ray.checkpoints import checkpoint_hash, with_checkpoint
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.models import DiffusionModel
+from gift_ray.plugins import Defense, Report
+
+
+class Checkpoint(Defense):
+    """Hands back the base with the checkpoint's unet; reads no data."""
+
+    version: ClassVar[int] = 1
+    trains: ClassVar[bool] = False
+
+    path: str = Field(
+        description="hub id, diffusers folder, single .safetensors, or a delta of the base"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The content counts, not where it lies."""
+        return {**super().identity(), "path": None, "content": checkpoint_hash(self.path)}
+
+    def immunize(
+        self,
+        model: DiffusionModel,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> DiffusionModel:
+        return with_checkpoint(model, self.path)
