@@ -100,7 +100,7 @@ def _read(path: Path, base: DiffusionModel) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
 

@@ -391,13 +391,17 @@ def _lines(error: ValidationError) -> Iterator[str]:
         ):
             # Its entries are there but wrong: their own lines say so.
             continue
-        field = ".".join(str(key) for key in item["loc"]) or "study"
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, PluginMistakes):
-            for option, message in cause.mistakes:
-                yield f"{field}.{option}: {message}" if option else f"{field}: {message}"
-        else:
-            yield f"{field}: {explain(item, _fields_at(item['loc']))}"
+        for field, message in mistakes_of(item, _fields_at(item["loc"])):
+            yield f"{field or 'study'}: {message}"
+
+
+def mistakes_of(item: Any, fields: list[str]) -> list[tuple[str, str]]:
+    """A pydantic error item as (dotted field, message); one inside a plug-in has its own fields."""
+    field = ".".join(str(key) for key in item["loc"])
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, PluginMistakes):
+        return [(f"{field}.{option}".strip("."), message) for option, message in cause.mistakes]
+    return [(field, explain(item, fields))]
 
 
 def _inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

@@ -221,6 +221,23 @@ class Level:
             self.scaler.load_state_dict(saved["scaler"])
 
 
+def training_state(done: int, unet: nn.Module, **levels: Level) -> dict[str, Any]:
+    """What a training needs to continue after `done` steps: weights and optimizers. Every random
+    draw is named by its step, so there is no generator state to keep."""
+    states = {name: level.state() for name, level in levels.items()}
+    return {"done": done, "unet": dict(unet.state_dict()), **states}
+
+
+def restore_training(state: dict[str, Any] | None, unet: nn.Module, **levels: Level) -> int:
+    """Put back what `training_state` gave, if anything; returns the number of steps done."""
+    if state is None:
+        return 0
+    unet.load_state_dict(state["unet"])
+    for name, level in levels.items():
+        level.load_state(state[name])
+    return int(state["done"])
+
+
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Euclidean norm over all elements of all tensors."""
     return torch.stack([full(t).norm() for t in tensors]).norm()

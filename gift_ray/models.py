@@ -27,7 +27,7 @@ from gift_ray.diffusion import Examples, Seeds, add_noise, per_sample_mse, predi
 from gift_ray.errors import ModelError, UnitFailed
 from gift_ray.records import digest, file_hash
 
-ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "unet"]
+ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "noxattn", "unet"]
 NoiseLayers = Literal["blocks", "attn2"]
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ class DiffusionModel:
         """The named parameters of a group, by module path (never by substring of the last name).
 
         `cross_attention`: every attn2 module (the paper's psi); `cross_attention_kv`: their to_k and
-        to_v; `attention`: q, k, v and out of attn1 and attn2 (what IMMA's code selects); `unet`: all.
-        On SD 1.5: 43,962,560 / 19,169,280 / 93,536,640 / 859,520,964 parameters.
+        to_v; `attention`: q, k, v and out of attn1 and attn2 (what IMMA's code selects); `noxattn`: all
+        but attn2, the time embedding and the output layers (what ESD-u trains); `unet`: all.
+        On SD 1.5: 43,962,560 / 19,169,280 / 93,536,640 / 813,495,680 / 859,520,964 parameters.
         """
         chosen = {
             name: parameter
@@ -142,11 +143,18 @@ class DiffusionModel:
         latents, noise, timesteps = latents.to(where), noise.to(where), timesteps.to(where)
         scheduler = self.noise_scheduler
         noisy = add_noise(latents, noise, timesteps, scheduler.alphas_cumprod)
-        with self.autocast():
-            prediction = self.unet(noisy, timesteps, encoder_hidden_states.to(where)).sample
+        prediction = self.predict(noisy, timesteps, encoder_hidden_states)
         kind = scheduler.config.prediction_type
         target = prediction_target(kind, latents, noise, timesteps, scheduler.alphas_cumprod)
         return per_sample_mse(prediction, target)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """The unet's output for noised latents [B, C, h, w]: eps, v or x_0, as it was trained."""
+        where = self.unet.device
+        with self.autocast():
+            return self.unet(
+                noisy.to(where), timesteps.to(where), encoder_hidden_states.to(where)
+            ).sample
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(noise [B, C, h, w], timesteps [B]) for one training batch: eps ~ N(0, I), t ~ U."""
@@ -397,6 +405,9 @@ def _in_group(path: list[str], group: ParameterGroup) -> bool:
         return bool({"attn1", "attn2"} & set(path)) and bool(
             {"to_q", "to_k", "to_v", "to_out"} & set(path)
         )
+    if group == "noxattn":
+        outer = {"time_embedding", "conv_norm_out", "conv_out"}
+        return "attn2" not in path and path[0] not in outer
     if "attn2" not in path:
         return False
     return group == "cross_attention" or bool({"to_k", "to_v"} & set(path))

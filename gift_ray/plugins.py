@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gift_ray.config import explain
+from gift_ray.config import mistakes_of
 from gift_ray.diffusion import Examples, Seeds
 from gift_ray.errors import ConfigError
 from gift_ray.models import DiffusionModel
@@ -185,8 +185,9 @@ def check(kind: str, name: str, options: dict[str, Any]) -> list[tuple[str, str]
     except ConfigError as error:
         return [("name", str(error))]
     try:
-        plugin(**options)
+        # The context reaches plug-ins that are made of others.
+        plugin.model_validate(options, context={"check": check})
     except ValidationError as error:
         fields = list(plugin.model_fields)
-        return [(".".join(map(str, e["loc"])), explain(e, fields)) for e in error.errors()]
+        return [mistake for item in error.errors() for mistake in mistakes_of(item, fields)]
     return []

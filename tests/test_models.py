@@ -23,6 +23,7 @@ COUNTS = {
     "cross_attention": 43_962_560,
     "cross_attention_kv": 19_169_280,
     "attention": 93_536_640,
+    "noxattn": 813_495_680,
     "unet": 859_520_964,
 }
 

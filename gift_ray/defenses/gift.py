@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gift_ray.diffusion import (
@@ -26,6 +26,8 @@ from gift_ray.diffusion import (
     dot,
     full,
     per_sample_mse,
+    restore_training,
+    training_state,
 )
 from gift_ray.errors import UnitFailed
 from gift_ray.models import DiffusionModel, NoiseLayers, ParameterGroup
@@ -46,6 +48,7 @@ class Gift(Defense):
     )
     alpha_outer: float = Field(2e-5, gt=0, description="learning rate of the outer level, psi")
     beta: float = Field(0.1, ge=0, description="weight of L_noise in Eq. 8")
+    max_weight: float = Field(1.0, ge=0, description="weight of L_max in Eq. 8; 0: noise only")
     max_train_steps: int = Field(1000, gt=0, description="inner and outer steps together")
     inner_steps: int = Field(1, gt=0, description="inner steps of each round")
     outer_steps: int = Field(1, gt=0, description="outer steps of each round")
@@ -60,6 +63,12 @@ class Gift(Defense):
     coordination: Literal["alternate", "joint", "project"] = "alternate"
     optimizer: OptimizerName = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _something_immunizes(self) -> Gift:
+        if self.beta == self.max_weight == 0:
+            raise ValueError("beta and max_weight are both 0: nothing would immunize; raise one")
+        return self
 
     def immunize(
         self,
@@ -76,10 +85,9 @@ class Gift(Defense):
         d_m = concatenate(malicious)
         noise = NoiseTarget.of(self, base, d_m, seeds)
 
-        # Continue from a checkpoint: weights, both optimizers and the position; every random draw
-        # is named by its step, so there is no generator state to restore.
         rounds = math.ceil(self.max_train_steps / (self.inner_steps + self.outer_steps))
-        start = _restore(report.load(), model, inner, outer)
+        per_round = 2 if self.coordination == "joint" else self.inner_steps + self.outer_steps
+        start = restore_training(report.load(), model.unet, inner=inner, outer=outer)
         for index in range(start, rounds):
             if self.coordination == "joint":
                 values = self._joint_round(model, d_m, safe, inner, outer, noise, seeds, index)
@@ -88,8 +96,9 @@ class Gift(Defense):
                     model, d_m, safe, inner, outer, noise, seeds, index
                 )
             _require_finite(values, index)
-            report.log(index, **values)
-            report.save(index + 1, _state(index + 1, model, inner, outer))
+            done = index + 1
+            report.log(index, images_seen=done * per_round * self.train_batch_size, **values)
+            report.save(done, training_state(done, model.unet, inner=inner, outer=outer))
         return model
 
     def _level(self, model: DiffusionModel, group: ParameterGroup, rate: float) -> Level:
@@ -171,7 +180,7 @@ class Gift(Defense):
         }
         parts |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
         parts |= target.diagnostics(activations, batch, timesteps, noise)
-        return l_max + self.beta * l_noise, parts
+        return self.max_weight * l_max + self.beta * l_noise, parts
 
 
 @dataclass(frozen=True)
@@ -315,24 +324,3 @@ def _require_finite(values: dict[str, float], index: int) -> None:
         raise UnitFailed(
             f"round {index}: activations collapsed (std ratio {values['std_ratio']:.1e})"
         )
-
-
-def _state(done: int, model: DiffusionModel, inner: Level, outer: Level) -> dict[str, Any]:
-    return {
-        "done": done,
-        "unet": dict(model.unet.state_dict()),
-        "inner": inner.state(),
-        "outer": outer.state(),
-    }
-
-
-def _restore(
-    state: dict[str, Any] | None, model: DiffusionModel, inner: Level, outer: Level
-) -> int:
-    """Put a checkpoint back; returns the round to continue with."""
-    if state is None:
-        return 0
-    model.unet.load_state_dict(state["unet"])
-    inner.load_state(state["inner"])
-    outer.load_state(state["outer"])
-    return int(state["done"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from gift_ray.plugins import Defense, available, resolve
 from gift_ray.stages import LocalJournal
 
 # Options that keep a run short; only those that a defense has are given.
-SHORT = {"max_train_steps": 6, "train_batch_size": 2}
+SHORT: dict[str, Any] = {
+    "max_train_steps": 6, "train_batch_size": 2, "num_images": 2, "num_inference_steps": 3,
+    "defenses": [
+        {"name": "gift", "max_train_steps": 4},
+        {"name": "imma", "max_train_steps": 4, "inner_attack": "lora"},
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(params=available("defenses"))

@@ -1,0 +1,93 @@
+"""Several defenses, one after the other: [esd, imma], [gift, post_immunization], ... Each is given the
+model that the one before it released; written as
+
+    defense: {name: chain, defenses: [{name: esd, train_method: esd-u}, {name: gift, beta: 0.3}]}
+
+A search reaches a member's options as `defense.defenses.1.beta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from gift_ray.config import DefenseConfig
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.models import DiffusionModel
+from gift_ray.plugins import Defense, Report, build
+
+
+class Chain(Defense):
+    """The members' budgets add up. A chain of one is that one, bit for bit."""
+
+    version: ClassVar[int] = 1
+
+    defenses: tuple[DefenseConfig, ...] = Field(min_length=1)
+
+    def members(self) -> list[Defense]:
+        """The defenses in their order."""
+        return [build("defenses", member.name, member.options) for member in self.defenses]
+
+    def identity(self) -> dict[str, Any]:
+        # With the members' versions and all of their options, those left at their defaults too.
+        return super().identity() | {"defenses": [member.identity() for member in self.members()]}
+
+    def immunize(
+        self,
+        model: DiffusionModel,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> DiffusionModel:
+        # Continue inside the member that was under way, from the model that it had been given.
+        saved = report.load() or {"member": 0, "start": 0, "done": 0, "state": None}
+        first, start, done = (int(saved[name]) for name in ("member", "start", "done"))
+        state = saved["state"]
+        if first > 0:
+            model = model.clone()
+            model.unet.load_state_dict(saved["given"])
+        for index, member in enumerate(self.members()[first:], first):
+            view = MemberReport(report, index, model, start, done, state)
+            model = member.immunize(
+                model, malicious, safe, seeds=_seeds_of(seeds, index), report=view
+            )
+            start = done = view.done
+            state = None
+        return model
+
+
+@dataclass
+class MemberReport:
+    """A member's view of the chain's report: its steps count on from those before it, and its
+    checkpoints carry the model that it was given. `start` and `done` are steps of the chain."""
+
+    report: Report
+    member: int
+    given: DiffusionModel
+    start: int
+    done: int
+    state: dict[str, Any] | None
+
+    def log(self, step: int, **values: float) -> None:
+        self.report.log(self.start + step, **values)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        self.done = self.start + step
+        # The first member is given the chain's own model.
+        given = dict(self.given.unet.state_dict()) if self.member > 0 else {}
+        position = {"member": self.member, "start": self.start, "done": self.done}
+        self.report.save(self.done, {**position, "given": given, "state": state})
+
+    def load(self) -> dict[str, Any] | None:
+        return self.state
+
+
+def _seeds_of(seeds: Seeds, index: int) -> Seeds:
+    """A stream of its own for each member; the first one keeps the chain's, so that a chain and its
+    first defense alone differ by nothing but what comes after."""
+    return Seeds(seeds.generator("member", index).initial_seed()) if index > 0 else seeds

@@ -1,0 +1,88 @@
+"""Post-immunization fine-tuning (the "GIFT+PI" of arXiv 2507.13598, section 4.3): after a defense, train
+on something generic and benign, with the plain loss of Eq. 9. A member of a `chain`, after the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from gift_ray.diffusion import (
+    Examples,
+    Level,
+    OptimizerName,
+    Seeds,
+    restore_training,
+    training_state,
+)
+from gift_ray.errors import UnitFailed
+from gift_ray.models import DiffusionModel
+from gift_ray.plugins import Defense, Report
+
+
+class PostImmunization(Defense):
+    """Full-unet fine-tuning on a benign prompt. Looks at no D_M.
+
+    The paper gives the prompt and 1000 steps, not where its images come from: here the model that is
+    handed in draws them. Without a prompt, D_S is trained on. The optimizer is DreamBooth's.
+    """
+
+    version: ClassVar[int] = 1
+
+    prompt: str | None = Field(
+        "A photo of a barn and mountains", min_length=1, description="None: train on D_S"
+    )
+    num_images: int = Field(20, gt=0, description="drawn of the prompt")
+    num_inference_steps: int = Field(50, gt=0)
+    guidance_scale: float = Field(7.5, ge=1)
+    learning_rate: float = Field(5e-6, gt=0)
+    max_train_steps: int = Field(1000, gt=0)
+    train_batch_size: int = Field(1, gt=0)
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = Field(1e-2, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+
+    def immunize(
+        self,
+        model: DiffusionModel,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> DiffusionModel:
+        benign = safe if self.prompt is None else self._drawn(model, self.prompt, seeds)
+        model = model.clone()
+        level = Level(
+            model.parameters("unet"), optimizer=self.optimizer, learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
+            fp16=model.mixed_precision == "fp16",
+        )  # fmt: skip
+        start = restore_training(report.load(), model.unet, level=level)
+        for step in range(start + 1, self.max_train_steps + 1):
+            generator = seeds.generator("post_immunization", step)
+            batch = benign.batch(self.train_batch_size, generator)
+            noise, timesteps = model.draw(self.train_batch_size, generator)
+            loss = model.denoising_loss(
+                batch.latents, batch.encoder_hidden_states, timesteps, noise
+            ).mean()
+            norm = level.step(level.gradients(loss))
+            if not math.isfinite(loss.item()):
+                raise UnitFailed(f"step {step}: the loss is not finite; lower learning_rate")
+            seen = step * self.train_batch_size
+            report.log(step, loss=loss.item(), grad_norm=norm, images_seen=seen)
+            report.save(step, training_state(step, model.unet, level=level))
+        return model
+
+    def _drawn(self, model: DiffusionModel, prompt: str, seeds: Seeds) -> Examples:
+        prompts = [prompt] * self.num_images
+        images = model.generate(
+            prompts,
+            seeds=seeds,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=1,
+        )
+        return model.encode(images, prompts, [f"benign-{i}" for i in range(self.num_images)])
