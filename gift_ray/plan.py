@@ -286,8 +286,8 @@ def _arm(
 ) -> Arm:  # fmt: skip
     """Immunize against `malicious`, then attack with each of them and with every safe concept."""
     plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
-    # The null defense reads no data: one undefended model serves every concept.
-    reads = () if defense == UNDEFENDED else malicious
+    # What does not train reads no data: one undefended model serves every concept.
+    reads = malicious if plugin.trains else ()
     immunize = Step(
         kind="immunize",
         label=label,
