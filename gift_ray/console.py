@@ -21,14 +21,21 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
 
-def run_job(main: Callable[[argparse.Namespace], int], description: str) -> int:
-    """Parse the arguments that every job takes, run it, and turn its end into an exit code."""
-    parser = argparse.ArgumentParser(description=description)
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every job on a study takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="a study, as configs/demo.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return parser
+
+
+def run_job(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
+    """Parse the arguments, run the job, and turn its end into an exit code."""
     try:
         return main(parser.parse_intermixed_args())
     except GiftError as error:
@@ -106,6 +113,29 @@ class LiveProgress:
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._started)
         return f"[{seconds // 60:02d}:{seconds % 60:02d}]"
+
+
+def say(text: str) -> None:
+    """One line of a job's output, as it is."""
+    console.print(text, markup=False)
+
+
+def verdict(card: dict[str, Any]) -> Table:
+    """A scorecard: each malicious concept, then each probe of what must survive."""
+    table = Table(title="verdict", title_justify="left")
+    for name in ("what", "score", "detail"):
+        table.add_column(name, justify="right" if name == "score" else "left")
+    for name, concept in card["concepts"].items():
+        step = concept["steps_to_recovery"]
+        detail = (
+            f"relearnt by step {step}" if step is not None else "not relearnt within the attack"
+        )
+        detail += f", mean recovery {concept['mean_recovery']:.3f}"
+        table.add_row(f"resistance: {name}", f"{concept['resistance']:.3f}", detail)
+    for name, value in card["probes"].items():
+        table.add_row(f"retention: {name}", f"{value:.3f}", "")
+    table.add_row("retention", f"{card['retention']:.3f}", f"worst {card['worst_retention']:.3f}")
+    return table
 
 
 def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:

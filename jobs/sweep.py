@@ -21,7 +21,7 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.search import Trial, search
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
-from gift_ray.console import LiveProgress, leaderboard, run_job
+from gift_ray.console import LiveProgress, job_parser, leaderboard, run_job, say
 from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.plan import Arm, Plan, check_data, configure, load_study, plan, scorecard
 from gift_ray.records import digest, write_json_atomic
@@ -182,9 +182,5 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
     say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")
 
 
-def say(text: str) -> None:
-    console.console.print(text, markup=False)
-
-
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__ or ""))
+    sys.exit(run_job(main, job_parser(__doc__ or "")))

@@ -1,0 +1,66 @@
+"""Attack anyone's checkpoint and score it: what an attacker regains, what honest users have lost.
+
+    python jobs/attack.py configs/demo.yaml --model CHECKPOINT [key=value ...] [--dry-run]
+
+CHECKPOINT: a hub id, a diffusers folder, a single .safetensors, or a delta of the study's base model
+(ESD and UCE as .safetensors, IMMA and MIMA as .pt). The study gives concepts, attacks and measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from gift_ray import console
+from gift_ray.checkpoints import checkpoint_hash
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.config import DefenseConfig, StudyConfig
+from gift_ray.console import LiveProgress, job_parser, run_job, say
+from gift_ray.plan import check_data, load_study, plan, scorecard
+from gift_ray.records import write_json_atomic
+from gift_ray.report.summary import arm_summary
+
+
+def main(arguments: argparse.Namespace) -> int:
+    # The checkpoint stands where a defense of ours would: the same plan, the same undefended arm.
+    config = against(load_study(arguments.config, arguments.overrides), arguments.model)
+    layout = plan(config)
+    if arguments.dry_run:
+        for step in layout.steps():
+            say(f"{step.name}  {step.label}")
+        return console.OK
+    check_data(config)
+
+    study_dir = config.study_dir
+    say(f"attacking {arguments.model}; study {config.name} in {study_dir}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        with LiveProgress(read_board(board), len(layout.steps())):
+            run_steps(layout.steps(), study_dir, config.cluster, board)
+
+    (arm,) = layout.defended
+    card = scorecard(layout, arm, study_dir)
+    console.console.print(console.verdict(asdict(card)))
+    path = study_dir / f"attack-{checkpoint_hash(arguments.model)[:16]}.json"
+    write_json_atomic(path, {"model": arguments.model, **arm_summary(layout, arm, study_dir)})
+    say(f"summary      {path}")
+    return console.OK
+
+
+def against(config: StudyConfig, model: str) -> StudyConfig:
+    """The study with a finished model in place of its defense: one model, so all concepts at once."""
+    return config.model_copy(
+        update={
+            "defense": DefenseConfig(name="checkpoint", path=model),
+            "concepts": config.concepts.model_copy(update={"mode": "joint"}),
+        }
+    )
+
+
+if __name__ == "__main__":
+    parser = job_parser(__doc__ or "")
+    parser.add_argument("--model", required=True, help="the checkpoint to attack")
+    sys.exit(run_job(main, parser))
