@@ -60,16 +60,18 @@ class Examples:
         mean, std = self.latents_mean[index], self.latents_std[index]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         keys = tuple(self.keys[i] for i in index.tolist())
-        return Batch(latents, self.encoder_hidden_states[index], keys)
+        captions = tuple(self.captions[i] for i in index.tolist())
+        return Batch(latents, self.encoder_hidden_states[index], keys, captions)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """latents [B, C, h, w], encoder_hidden_states [B, L, D], and the images' keys."""
+    """latents [B, C, h, w], encoder_hidden_states [B, L, D], and the images' keys and captions."""
 
     latents: Tensor
     encoder_hidden_states: Tensor
     keys: tuple[str, ...]
+    captions: tuple[str, ...]
 
 
 def concatenate(sets: Sequence[Examples]) -> Examples:

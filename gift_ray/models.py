@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StableDiffusionPipeline,
         UNet2DConditionModel,
     )
+    from transformers import PreTrainedModel
 
 
 def device() -> torch.device:
@@ -46,11 +47,11 @@ def device() -> torch.device:
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A text-to-image model. Defenses and attacks train `unet`; everything else stays frozen."""
+    """A text-to-image model. Defenses train `unet`, attacks also the words; the rest stays frozen."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: nn.Module
+    text_encoder: PreTrainedModel
     tokenizer: Any
     noise_scheduler: DDPMScheduler
     resolution: int
@@ -97,9 +98,80 @@ class DiffusionModel:
             model.unet.enable_gradient_checkpointing()
         return model
 
-    def clone(self) -> DiffusionModel:
-        """A copy whose unet can be trained; the frozen parts are shared."""
-        return replace(self, unet=copy.deepcopy(self.unet).requires_grad_(True))
+    def clone(self, *, text_encoder: bool = False) -> DiffusionModel:
+        """A copy whose unet can be trained, and its text encoder if asked for; the rest is shared."""
+        copied = replace(self, unet=copy.deepcopy(self.unet).requires_grad_(True))
+        if not text_encoder:
+            return copied
+        words = copy.deepcopy(self.text_encoder).requires_grad_(True)
+        return replace(copied, text_encoder=words)
+
+    def with_lora(
+        self, *, rank: int, lora_alpha: int, lora_dropout: float, target_modules: Sequence[str],
+        generator: torch.Generator,
+    ) -> DiffusionModel:  # fmt: skip
+        """A copy whose frozen unet carries a trainable adapter, W + lora_alpha / rank B A (LoRA, Hu
+        et al. 2021, Eq. 3). A ~ N(0, 1 / rank^2) as in the diffusers scripts, B = 0: no output
+        changes before the first step.
+
+        Args:
+            target_modules: ends of the paths of the modules that are adapted (`to_q`, `to_out.0`).
+            generator: what A is drawn from.
+
+        Raises:
+            ModelError: no module has such a name.
+        """
+        from peft import LoraConfig
+
+        unet = copy.deepcopy(self.unet).requires_grad_(False)
+        paths = [f".{name}" for name, _ in unet.named_modules()]
+        for target in target_modules:
+            if not any(path.endswith(f".{target}") for path in paths):
+                raise ModelError(f"attacks.target_modules: {target!r} is no module of this unet")
+        unet.add_adapter(
+            LoraConfig(
+                r=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
+                target_modules=list(target_modules),
+            )
+        )  # fmt: skip
+        # peft drew A from the global generator.
+        for name, parameter in unet.named_parameters():
+            if ".lora_A." in name:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+        return replace(self, unet=unet.eval())
+
+    def with_placeholder(
+        self, placeholder_token: str, initializer_token: str, num_vectors: int
+    ) -> tuple[DiffusionModel, range]:
+        """A copy in whose prompts `placeholder_token` is a word of its own, and the rows of the
+        token embedding that it stands for. They begin as the (mean) embedding of `initializer_token`.
+
+        With several vectors the word stands for `token token_1 ...`, as diffusers' pipelines have it.
+
+        Raises:
+            ModelError: the tokenizer knows the word already (its row serves other words too).
+        """
+        from transformers import AddedToken
+
+        tokenizer, text_encoder = copy.deepcopy((self.tokenizer, self.text_encoder))
+        names = [placeholder_token, *(f"{placeholder_token}_{i}" for i in range(1, num_vectors))]
+        if taken := sorted(tokenizer.get_vocab().keys() & set(names)):
+            raise ModelError(
+                f"attacks.placeholder_token: {taken[0]!r} is in the tokenizer already; choose a word "
+                "that is not"
+            )
+        # Whole words only: "desks" does not hold the word "sks".
+        tokenizer.add_tokens([AddedToken(name, single_word=True) for name in names])
+        first = tokenizer.convert_tokens_to_ids(placeholder_token)
+        rows = range(first, first + num_vectors)
+
+        old = text_encoder.get_input_embeddings().weight
+        pieces = tokenizer(initializer_token, add_special_tokens=False).input_ids
+        beginning = old[pieces].mean(0)
+        text_encoder.resize_token_embeddings(max(len(tokenizer), len(old)), mean_resizing=False)
+        text_encoder.requires_grad_(False)
+        text_encoder.get_input_embeddings().weight[rows.start : rows.stop] = beginning
+        return replace(self, tokenizer=tokenizer, text_encoder=text_encoder), rows
 
     def parameters(self, group: ParameterGroup) -> dict[str, nn.Parameter]:
         """The named parameters of a group, by module path (never by substring of the last name).
@@ -184,8 +256,20 @@ class DiffusionModel:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text encoder states [N, L, D], on the CPU."""
-        embedded = {prompt: self._encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
+        embedded = {prompt: self.read([prompt])[0].cpu() for prompt in dict.fromkeys(prompts)}
         return torch.stack([embedded[prompt] for prompt in prompts])
+
+    def read(self, prompts: Sequence[str]) -> Tensor:
+        """Text encoder states [N, L, D], differentiable, where the text encoder is."""
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        # A word of several vectors is spelt out, as the pipeline does with what it is asked for.
+        spelt = TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), self.tokenizer)
+        tokens = self.tokenizer(
+            spelt, padding="max_length", truncation=True, return_tensors="pt",
+            max_length=self.tokenizer.model_max_length,
+        )  # fmt: skip
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
 
     def encode(
         self, images: Sequence[Image.Image], captions: Sequence[str], keys: Sequence[str]
@@ -245,31 +329,72 @@ class DiffusionModel:
             UnitFailed: a weight is not finite (a destroyed model must not travel on).
         """
         weights = {n: t.detach().cpu().contiguous() for n, t in self.unet.state_dict().items()}
-        bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-        if bad:
-            raise UnitFailed(f"weights are not finite in {len(bad)} tensors, first {bad[0]}")
+        _require_finite(weights)
         save_file(weights, path)
 
     def with_weights(self, path: Path) -> DiffusionModel:
-        """A copy with the unet weights of `save_weights`.
+        """A copy with the unet weights of `save_weights`, frozen as loaded models are.
 
         Raises:
             ModelError: keys or shapes don't fit, or a weight is not finite.
         """
         model = self.clone()
         load_unet(model.unet, load_file(path), origin=str(path))
+        model.unet.requires_grad_(False)
+        return model
+
+    def save_lora(self, folder: Path) -> None:
+        """The adapter of `with_lora` as `pytorch_lora_weights.safetensors`, which every diffusers
+        pipeline of this base reads with `load_lora_weights`.
+
+        Raises:
+            UnitFailed: a weight is not finite.
+        """
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
+        _require_finite(layers)
+        # The metadata carry lora_alpha: without them a reader takes it to be the rank.
+        metadata = self.unet.peft_config["default"].to_dict()
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata
+        )
+
+    def load_lora(self, path: Path) -> DiffusionModel:
+        """A copy with an adapter of the unet, the text encoder or both, as `save_lora` or the
+        diffusers scripts save it (a folder, or a safetensors file).
+
+        Raises:
+            ModelError: not found, not an adapter, or one of another architecture.
+        """
+        from diffusers import StableDiffusionPipeline
+
+        if not path.exists():
+            raise ModelError(f"{path}: no such LoRA adapter; give its folder or safetensors file")
+        unet, text_encoder = copy.deepcopy((self.unet, self.text_encoder))
+        model = replace(self, unet=unet, text_encoder=text_encoder)
+        try:
+            tensors, _ = StableDiffusionPipeline.lora_state_dict(str(path), use_safetensors=True)
+            model.pipeline().load_lora_weights(
+                str(path), adapter_name="default", use_safetensors=True
+            )
+        except Exception as error:
+            detail = " ".join(str(error).split())[:300]
+            raise ModelError(f"{path}: not a LoRA adapter of this model: {detail}") from error
+        names = [n for part in (unet, text_encoder) for n, _ in part.named_parameters()]
+        used = sum(".lora_" in name for name in names)
+        if used != len(tensors):
+            raise ModelError(f"{path}: {len(tensors) - used} of {len(tensors)} adapter tensors have "
+                             "no place in this model")  # fmt: skip
+        unet.requires_grad_(False)
+        text_encoder.requires_grad_(False)
         return model
 
     def save_pretrained(self, folder: Path) -> None:
         """A standard diffusers folder, loadable with `DiffusionPipeline.from_pretrained`."""
         self.pipeline().save_pretrained(folder, safe_serialization=True)
-
-    def _encode_prompt(self, prompt: str) -> Tensor:
-        tokens = self.tokenizer(
-            prompt, padding="max_length", truncation=True, return_tensors="pt",
-            max_length=self.tokenizer.model_max_length,
-        )  # fmt: skip
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0][0].cpu()
 
     @property
     def _vae_factor(self) -> int:
@@ -396,6 +521,12 @@ def _silence() -> None:
     for log in (diffusers_logging, transformers_logging):
         log.disable_progress_bar()
         log.set_verbosity_error()
+
+
+def _require_finite(weights: dict[str, Tensor]) -> None:
+    bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UnitFailed(f"weights are not finite in {len(bad)} tensors, first {bad[0]}")
 
 
 def _in_group(path: list[str], group: ParameterGroup) -> bool:

@@ -32,6 +32,7 @@ HOMES = {
     "diffusers": {
         "gift_ray/models.py", "gift_ray/tracking/served_model.py", "jobs/pretrain_builtin.py",
     },
+    "peft": {"gift_ray/models.py"},
     "nudenet": {"gift_ray/metrics/nudenet.py"},
 }  # fmt: skip
 FILES = sorted([*ROOT.glob("gift_ray/**/*.py"), *ROOT.glob("jobs/**/*.py")])

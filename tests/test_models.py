@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny import make_examples, make_pipeline, same_weights, weights
 
@@ -115,6 +118,100 @@ def test_a_saved_model_is_a_plain_diffusers_folder(
     assert not [
         p for p in (tmp_path / "released").rglob("*") if p.suffix in {".bin", ".pt", ".pkl"}
     ]
+
+
+def drawn_by(pipeline: DiffusionPipeline) -> np.ndarray:
+    """One image of a plain diffusers pipeline."""
+    generator = torch.Generator().manual_seed(3)
+    return pipeline(
+        "a cat", num_inference_steps=2, generator=generator, output_type="np", height=16, width=16
+    ).images
+
+
+def adapted(model: DiffusionModel) -> DiffusionModel:
+    """With an adapter that shows: lora_alpha is not the rank, B is not 0."""
+    adapted = model.with_lora(
+        rank=2, lora_alpha=5, lora_dropout=0.0, target_modules=["to_q", "to_out.0"],
+        generator=Seeds(0).generator("a"),
+    )  # fmt: skip
+    shake(adapted.unet)
+    return adapted
+
+
+@torch.no_grad()
+def shake(module: torch.nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if ".lora_B." in name:
+            parameter += torch.randn(parameter.shape, generator=Seeds(0).generator(name))
+
+
+def test_a_saved_adapter_is_read_by_plain_diffusers(
+    tiny_model: DiffusionModel, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = adapted(tiny_model)
+    model.save_lora(tmp_path)
+    plain = DiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    before = drawn_by(plain)
+    plain.load_lora_weights(tmp_path)
+    after = drawn_by(plain)
+    np.testing.assert_array_equal(after, drawn_by(model.pipeline()))
+    assert np.abs(after - before).max() > 0.01
+
+
+@pytest.mark.parametrize("parts", [["unet"], ["unet", "text_encoder"]])
+def test_an_adapter_of_plain_diffusers_is_read(
+    parts: list[str], tiny_model: DiffusionModel, tiny_folder: Path, tmp_path: Path
+) -> None:
+    plain = DiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    targets = {"unet": ["to_k", "to_v"], "text_encoder": ["q_proj", "v_proj"]}
+    layers = {}
+    for part in parts:
+        module = getattr(plain, part)
+        config = LoraConfig(r=3, lora_alpha=3, target_modules=targets[part])
+        module.add_adapter(config)
+        shake(module)
+        found = get_peft_model_state_dict(module)
+        layers[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(found)
+    plain.save_lora_weights(tmp_path, **layers)
+    before = weights(tiny_model)
+    model = tiny_model.load_lora(tmp_path)
+    np.testing.assert_array_equal(drawn_by(model.pipeline()), drawn_by(plain))
+    assert np.abs(drawn_by(plain) - drawn_by(tiny_model.pipeline())).max() > 0.01
+    assert same_weights(weights(tiny_model), before)
+    model.save_lora(tmp_path / "again")
+    again = tiny_model.load_lora(tmp_path / "again" / "pytorch_lora_weights.safetensors")
+    assert same_weights(weights(again), weights(model))
+
+
+@pytest.mark.parametrize("how", ["missing", "not lora", "shape", "unknown", "damaged"])
+def test_an_adapter_that_does_not_fit_is_refused_in_one_line(
+    how: str, tiny_model: DiffusionModel, tmp_path: Path
+) -> None:
+    adapted(tiny_model).save_lora(tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    found = load_file(file)
+    first = next(name for name in found if ".lora_A." in name)
+    if how == "not lora":
+        found = {"unet.conv_in.weight": torch.ones(2, 2)}
+    elif how == "shape":
+        found[first] = torch.ones(2, 3)
+    elif how == "unknown":
+        found["unet.nowhere.to_q.lora_A.weight"] = torch.ones(2, 16)
+    save_file(found, file)
+    if how == "damaged":
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError) as error:
+        tiny_model.load_lora(tmp_path / "nowhere" if how == "missing" else tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_destroyed_adapter_is_not_saved(tiny_model: DiffusionModel, tmp_path: Path) -> None:
+    model = adapted(tiny_model)
+    with torch.no_grad():
+        next(p for n, p in model.unet.named_parameters() if ".lora_A." in n).fill_(float("inf"))
+    with pytest.raises(UnitFailed, match="lora_A"):
+        model.save_lora(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def spoil(found: dict[str, torch.Tensor], how: str) -> str:

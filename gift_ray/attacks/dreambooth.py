@@ -1,77 +1,74 @@
-"""DreamBooth (Ruiz et al. 2022): fine-tune the full unet on a few images of one concept. Defaults
-follow diffusers' train_dreambooth.py: AdamW, constant learning rate 5e-6, weight decay 1e-2, gradient
-norm 1.0."""
+"""DreamBooth (Ruiz et al. 2022): fine-tune the full unet, and the text encoder if asked for, on a few
+images of one concept. Defaults follow diffusers' train_dreambooth.py: AdamW, constant learning rate
+5e-6, weight decay 1e-2, gradient norm 1.0."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
-import numpy as np
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from gift_ray.diffusion import Examples, Level, Seeds
-from gift_ray.errors import UnitFailed
+from gift_ray.attacks._training import FineTuning, Trainee
+from gift_ray.diffusion import Examples, Seeds
 from gift_ray.models import DiffusionModel
-from gift_ray.plugins import Attack, Report
 
 
-class DreamBooth(Attack):
-    """Full-unet fine-tuning without prior preservation."""
+class DreamBooth(FineTuning):
+    """With prior preservation, the attacked model first draws the class images that it is then held
+    to: the attacker has no other model."""
 
     version: ClassVar[int] = 1
 
     learning_rate: float = Field(5e-6, gt=0)
     max_train_steps: int = Field(400, gt=0)
-    train_batch_size: int = Field(1, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    num_evaluations: int = Field(
-        5, ge=2, description="evaluation steps, log-spaced, 0 and last included"
-    )
+    train_text_encoder: bool = False
+    with_prior_preservation: bool = False
+    class_prompt: str | None = Field(None, min_length=1, description="as 'a photo of a cat'")
+    prior_loss_weight: float = Field(1.0, ge=0)
+    num_class_images: int = Field(100, gt=0)
+    num_inference_steps: int = Field(50, gt=0, description="of each class image")
 
-    def evaluation_steps(self) -> tuple[int, ...]:
-        spaced = np.geomspace(
-            max(1, self.max_train_steps / 8), self.max_train_steps, self.num_evaluations - 1
+    @model_validator(mode="after")
+    def _class_is_named(self) -> DreamBooth:
+        if self.with_prior_preservation and self.class_prompt is None:
+            raise ValueError(
+                "with_prior_preservation needs class_prompt; give one, such as 'a photo of a cat'"
+            )
+        return self
+
+    def trainee(self, model: DiffusionModel, concept: Examples, seeds: Seeds) -> Trainee:
+        tuned = model.clone(text_encoder=self.train_text_encoder)
+        parameters = tuned.parameters("unet")
+        if self.train_text_encoder:
+            words = tuned.text_encoder.named_parameters()
+            parameters |= {f"text_encoder.{name}": parameter for name, parameter in words}
+        images = self._class_images(model, seeds) if self.with_prior_preservation else None
+        return Trainee(tuned, parameters, partial(self.loss, tuned, concept, images))
+
+    def loss(
+        self, model: DiffusionModel, concept: Examples, class_images: Examples | None,
+        generator: torch.Generator,
+    ) -> Tensor:  # fmt: skip
+        """L_instance + prior_loss_weight L_class (Ruiz et al., Eq. 2), each over a batch of its own."""
+        read = self.train_text_encoder
+        loss = self.denoising_loss(model, concept, generator, read=read)
+        if class_images is None:
+            return loss
+        prior = self.denoising_loss(model, class_images, generator, read=read)
+        return loss + self.prior_loss_weight * prior
+
+    def _class_images(self, model: DiffusionModel, seeds: Seeds) -> Examples:
+        """Drawn as the script does, under the pipeline's default guidance. A resumed attack draws them
+        again: the same ones."""
+        captions = [str(self.class_prompt)] * self.num_class_images
+        images = model.generate(
+            captions,
+            seeds=Seeds(seeds.generator("class images").initial_seed()),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=7.5,
+            batch_size=4,
         )
-        return (0, *sorted({round(float(s)) for s in spaced}))
-
-    def finetune(
-        self, model: DiffusionModel, concept: Examples, *, seeds: Seeds, report: Report
-    ) -> Iterator[tuple[int, DiffusionModel]]:
-        model = model.clone()
-        level = Level(
-            model.parameters("unet"), optimizer="adamw", learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
-            fp16=model.mixed_precision == "fp16",
-        )  # fmt: skip
-        start = _restore(report.load(), model, level)
-        if start == 0:
-            yield 0, model
-        for step in range(start + 1, self.max_train_steps + 1):
-            # Every draw is named by its step: a resumed attack sees the same batches.
-            generator = seeds.generator("attack", step)
-            batch = concept.batch(self.train_batch_size, generator)
-            noise, timesteps = model.draw(self.train_batch_size, generator)
-            loss = model.denoising_loss(
-                batch.latents, batch.encoder_hidden_states, timesteps, noise
-            ).mean()
-            norm = level.step(level.gradients(loss))
-            if not np.isfinite(float(loss.detach())):
-                raise UnitFailed(f"attack step {step}: the loss is not finite")
-            report.log(step, loss=float(loss.detach()), grad_norm=norm)
-            if step in self.evaluation_steps():
-                yield step, model
-            report.save(step, _state(step, model, level))
-
-
-def _state(done: int, model: DiffusionModel, level: Level) -> dict[str, Any]:
-    return {"done": done, "unet": dict(model.unet.state_dict()), "level": level.state()}
-
-
-def _restore(state: dict[str, Any] | None, model: DiffusionModel, level: Level) -> int:
-    if state is None:
-        return 0
-    model.unet.load_state_dict(state["unet"])
-    level.load_state(state["level"])
-    return int(state["done"])
+        return model.encode(images, captions, [f"class image {i}" for i in range(len(images))])

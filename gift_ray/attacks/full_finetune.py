@@ -1,0 +1,29 @@
+"""Full fine-tuning on captioned images, the attack of ResAlign and Meta-Unlearning. Mirrors diffusers'
+train_text_to_image.py without EMA; defaults of its README: learning rate 1e-5, batches of 4. It takes
+the same step as DreamBooth without prior preservation; what differs is the recipe."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from pydantic import Field
+
+from gift_ray.attacks._training import FineTuning, Trainee
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.models import DiffusionModel
+
+
+class FullFinetune(FineTuning):
+    """Every weight of the unet."""
+
+    version: ClassVar[int] = 1
+
+    learning_rate: float = Field(1e-5, gt=0)
+    max_train_steps: int = Field(200, gt=0)
+    train_batch_size: int = Field(4, gt=0)
+
+    def trainee(self, model: DiffusionModel, concept: Examples, seeds: Seeds) -> Trainee:
+        model = model.clone()
+        loss = partial(self.denoising_loss, model, concept)
+        return Trainee(model, model.parameters("unet"), loss)

@@ -1,0 +1,53 @@
+"""LoRA (Hu et al. 2021): train low-rank updates of the unet's attention. Mirrors diffusers'
+train_dreambooth_lora.py; defaults of its README: learning rate 1e-4, 500 steps; of the script: rank 4,
+lora_alpha = rank, no dropout."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gift_ray.attacks._training import FineTuning, Trainee
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.models import DiffusionModel
+
+
+class LoRA(FineTuning):
+    """Nothing but the adapter trains."""
+
+    version: ClassVar[int] = 1
+
+    learning_rate: float = Field(1e-4, gt=0)
+    max_train_steps: int = Field(500, gt=0)
+    rank: int = Field(4, gt=0)
+    lora_alpha: int | None = Field(None, gt=0, description="None: rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1
+    )
+
+    def trainee(self, model: DiffusionModel, concept: Examples, seeds: Seeds) -> Trainee:
+        model = model.with_lora(
+            rank=self.rank,
+            lora_alpha=self.lora_alpha or self.rank,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules,
+            generator=seeds.generator("lora"),
+        )
+        adapter = {n: p for n, p in model.unet.named_parameters() if p.requires_grad}
+        return Trainee(model, adapter, partial(self.loss, model, concept))
+
+    def loss(self, model: DiffusionModel, concept: Examples, generator: torch.Generator) -> Tensor:
+        """The denoising loss of one batch, with the adapter's dropout, a scalar."""
+        # Dropout draws from the global generator: lend it this step's seed, then put it back.
+        where = model.unet.device
+        with torch.random.fork_rng([where] if where.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())
+            model.unet.train()
+            loss = self.denoising_loss(model, concept, generator)
+            model.unet.eval()
+        return loss
