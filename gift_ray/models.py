@@ -363,34 +363,34 @@ class DiffusionModel:
         )
 
     def load_lora(self, path: Path) -> DiffusionModel:
-        """A copy with an adapter of the unet, the text encoder or both, as `save_lora` or the
-        diffusers scripts save it (a folder, or a safetensors file).
+        """A copy with an adapter of its unet, as `save_lora` or the diffusers scripts save it (a
+        folder, or a safetensors file).
 
         Raises:
-            ModelError: not found, not an adapter, or one of another architecture.
+            ModelError: not found, not an adapter, or one of other modules than this unet's.
         """
         from diffusers import StableDiffusionPipeline
 
         if not path.exists():
             raise ModelError(f"{path}: no such LoRA adapter; give its folder or safetensors file")
-        unet, text_encoder = copy.deepcopy((self.unet, self.text_encoder))
-        model = replace(self, unet=unet, text_encoder=text_encoder)
+        unet = copy.deepcopy(self.unet)
         try:
-            tensors, _ = StableDiffusionPipeline.lora_state_dict(str(path), use_safetensors=True)
-            model.pipeline().load_lora_weights(
-                str(path), adapter_name="default", use_safetensors=True
+            tensors, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+                str(path), use_safetensors=True, return_lora_metadata=True
+            )
+            StableDiffusionPipeline.load_lora_into_unet(
+                tensors, alphas, unet, adapter_name="default", metadata=metadata
             )
         except Exception as error:
             detail = " ".join(str(error).split())[:300]
-            raise ModelError(f"{path}: not a LoRA adapter of this model: {detail}") from error
-        names = [n for part in (unet, text_encoder) for n, _ in part.named_parameters()]
-        used = sum(".lora_" in name for name in names)
-        if used != len(tensors):
-            raise ModelError(f"{path}: {len(tensors) - used} of {len(tensors)} adapter tensors have "
-                             "no place in this model")  # fmt: skip
-        unet.requires_grad_(False)
-        text_encoder.requires_grad_(False)
-        return model
+            raise ModelError(f"{path}: not a LoRA adapter of this unet: {detail}") from error
+        # diffusers only warns of what it has no place for.
+        unused = len(tensors) - sum(".lora_" in name for name, _ in unet.named_parameters())
+        if unused:
+            raise ModelError(
+                f"{path}: {unused} of {len(tensors)} adapter tensors have no place in this unet"
+            )
+        return replace(self, unet=unet.requires_grad_(False))
 
     def save_pretrained(self, folder: Path) -> None:
         """A standard diffusers folder, loadable with `DiffusionPipeline.from_pretrained`."""

@@ -188,7 +188,7 @@ def test_lora_begins_from_its_own_seed_with_the_deviation_of_the_script(
     assert torch.equal(drawn, downs(SEEDS))
     assert not torch.equal(drawn, downs(Seeds(12)))
     # 1/4, within five standard errors of a standard deviation.
-    assert abs(float(drawn.std()) * 4 - 1) < 5 / (2 * len(drawn)) ** 0.5
+    assert abs(drawn.std().item() * 4 - 1) < 5 / (2 * len(drawn)) ** 0.5
 
 
 def test_lora_leaves_the_weights_below_it_alone(
