@@ -384,6 +384,18 @@ def _numbers(raw: Any) -> Any:
 
 def _lines(error: ValidationError) -> Iterator[str]:
     """One line a mistake: the field, the value, what is allowed, what to do."""
+    for field, message in mistakes_of(error, _fields_at):
+        yield f"{field or 'study'}: {message}"
+
+
+def mistakes_of(
+    error: ValidationError, fields_at: Callable[[tuple[int | str, ...]], list[str]]
+) -> Iterator[tuple[str, str]]:
+    """(dotted field, message) of each mistake, those inside plug-ins' options included.
+
+    Args:
+        fields_at: the names that are valid where the last key of a location stands.
+    """
     items = error.errors()
     for item in items:
         if item["type"] == "too_short" and any(
@@ -391,17 +403,13 @@ def _lines(error: ValidationError) -> Iterator[str]:
         ):
             # Its entries are there but wrong: their own lines say so.
             continue
-        for field, message in mistakes_of(item, _fields_at(item["loc"])):
-            yield f"{field or 'study'}: {message}"
-
-
-def mistakes_of(item: Any, fields: list[str]) -> list[tuple[str, str]]:
-    """A pydantic error item as (dotted field, message); one inside a plug-in has its own fields."""
-    field = ".".join(str(key) for key in item["loc"])
-    cause = item.get("ctx", {}).get("error")
-    if isinstance(cause, PluginMistakes):
-        return [(f"{field}.{option}".strip("."), message) for option, message in cause.mistakes]
-    return [(field, explain(item, fields))]
+        field = ".".join(str(key) for key in item["loc"])
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, PluginMistakes):
+            for option, message in cause.mistakes:
+                yield f"{field}.{option}" if option else field, message
+        else:
+            yield field, explain(item, fields_at(item["loc"]))
 
 
 def _inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

@@ -188,6 +188,5 @@ def check(kind: str, name: str, options: dict[str, Any]) -> list[tuple[str, str]
         # The context reaches plug-ins that are made of others.
         plugin.model_validate(options, context={"check": check})
     except ValidationError as error:
-        fields = list(plugin.model_fields)
-        return [mistake for item in error.errors() for mistake in mistakes_of(item, fields)]
+        return list(mistakes_of(error, lambda _: list(plugin.model_fields)))
     return []

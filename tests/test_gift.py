@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Killed, KilledJournal
-from tiny import same_weights, weights
+from tiny import doubled, doubled_examples, same_weights, weights
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -33,27 +31,17 @@ LETTER = {
 
 @pytest.fixture(scope="module")
 def model(tiny_model: DiffusionModel) -> DiffusionModel:
-    """The tiny model in double precision."""
-    return replace(tiny_model, unet=copy.deepcopy(tiny_model.unet).double()).clone()
+    return doubled(tiny_model)
 
 
 @pytest.fixture(scope="module")
 def d_m(malicious: Examples) -> Examples:
-    return in_double(malicious)
+    return doubled_examples(malicious)
 
 
 @pytest.fixture(scope="module")
 def d_s(safe: Examples) -> Examples:
-    return in_double(safe)
-
-
-def in_double(examples: Examples) -> Examples:
-    return replace(
-        examples,
-        latents_mean=examples.latents_mean.double(),
-        latents_std=examples.latents_std.double(),
-        encoder_hidden_states=examples.encoder_hidden_states.double(),
-    )
+    return doubled_examples(safe)
 
 
 def predict(
@@ -89,7 +77,7 @@ def written_immunize(
     }[gift.max_loss].mean()
     written = written_sample_noise if gift.noise_target == "sample" else written_frozen_noise
     l_noise = sum(written(name, z, batch, frozen) for name, z in activations.items())
-    return l_max + gift.beta * l_noise
+    return gift.max_weight * l_max + gift.beta * l_noise
 
 
 def written_sample_noise(name: str, z: Tensor, batch: Batch, frozen: NoiseTarget) -> Tensor:
@@ -150,7 +138,7 @@ def test_one_round_is_algorithm_1(
     journal: LocalJournal,
 ) -> None:  # fmt: skip
     gift = Gift(
-        **LETTER, alpha_inner=0.03, alpha_outer=0.05, beta=0.7, margin=9.0,
+        **LETTER, alpha_inner=0.03, alpha_outer=0.05, beta=0.7, max_weight=0.4, margin=9.0,
         max_loss=form, noise_target=noise_target,
     )  # fmt: skip
     frozen = NoiseTarget.of(gift, model, d_m, SEEDS)
@@ -165,6 +153,12 @@ def test_one_round_is_algorithm_1(
     result = trained(gift, model, d_m, d_s, journal)
     for name, expected in weights(by_hand).items():
         torch.testing.assert_close(result[name], expected, rtol=0, atol=1e-12)
+
+
+def test_something_must_immunize() -> None:
+    Gift(beta=0), Gift(max_weight=0)
+    with pytest.raises(ValueError, match="nothing would immunize"):
+        Gift(beta=0, max_weight=0)
 
 
 def step(parameters: dict[str, torch.nn.Parameter], gradients: tuple[Tensor, ...], rate: float):

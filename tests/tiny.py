@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -85,6 +87,21 @@ def make_examples(count: int, seed: int) -> Examples:
         encoder_hidden_states=torch.randn((count, 16, 16), generator=generator),
         keys=tuple(f"{seed}-{i}" for i in range(count)),
         captions=("a picture",) * count,
+    )
+
+
+def doubled(model: DiffusionModel) -> DiffusionModel:
+    """A trainable copy in double precision."""
+    return replace(model, unet=copy.deepcopy(model.unet).double()).clone()
+
+
+def doubled_examples(examples: Examples) -> Examples:
+    """The same examples in double precision."""
+    return replace(
+        examples,
+        latents_mean=examples.latents_mean.double(),
+        latents_std=examples.latents_std.double(),
+        encoder_hidden_states=examples.encoder_hidden_states.double(),
     )
 
 

@@ -87,7 +87,7 @@ class Esd(Defense):
             generator = seeds.generator("esd", step)
             x_t, timesteps, concept = self._draw(model, scheduler, d_m, null, generator)
             at_concept, at_null = predictions(base, x_t, timesteps, concept, null)
-            target = at_null - self.negative_guidance * (at_concept - at_null)
+            target = erased(at_concept, at_null, self.negative_guidance)
             prediction = model.predict(x_t, timesteps, concept)
             loss = per_sample_mse(prediction, target).mean()
             norm = level.step(level.gradients(loss))
@@ -127,15 +127,20 @@ class Esd(Defense):
         return x_t, scheduler.timesteps[done].expand(len(noise)), concept
 
 
+def erased(at_concept: Tensor, at_null: Tensor, negative_guidance: float) -> Tensor:
+    """The target eps(null) - eta (eps(c) - eps(null)) of the paper, any shape.
+
+    It may be formed of eps, v or x_0: its weights add up to 1, and at one x_t these differ by an
+    affine map.
+    """
+    return at_null - negative_guidance * (at_concept - at_null)
+
+
 @torch.no_grad()
 def predictions(
     model: DiffusionModel, x_t: Tensor, timesteps: Tensor, concept: Tensor, null: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The unet's predictions for x_t with the concept's words and with none, two of [B, C, h, w].
-
-    The target may be formed of them whatever is predicted, eps, v or x_0: its weights add up to 1 and
-    at one x_t these differ by an affine map.
-    """
+    """The unet's predictions for x_t with the concept's words and with none, two of [B, C, h, w]."""
     nothing = null.expand(len(x_t), -1, -1)
     return model.predict(x_t, timesteps, concept), model.predict(x_t, timesteps, nothing)
 

@@ -71,7 +71,7 @@ class Imma(Defense):
         base, model = model, model.clone()
         d_m = concatenate(malicious)
         outer = self._level(model, model.parameters(self.parameter_group), self.learning_rate)
-        attacker = self._attacker(model, d_m, seeds)
+        attacker = self.attacker(model, d_m, seeds)
         inner = self._level(model, attacker, self.inner_learning_rate)
 
         # Inner and outer steps count alike: the budget is batches trained on.
@@ -102,12 +102,12 @@ class Imma(Defense):
         values: dict[str, float] = {}
         for k in range(self.inner_steps):
             generator = seeds.generator("inner", index * self.inner_steps + k)
-            loss = self._adaptation_loss(model, d_m, attacker, generator)
+            loss = self.adaptation_loss(model, d_m, attacker, generator)
             norm = inner.step(inner.gradients(loss))
             values |= {"mse_inner": loss.item(), "grad_norm_inner": norm}
         for k in range(self.outer_steps):
             generator = seeds.generator("outer", index * self.outer_steps + k)
-            loss = self._adaptation_loss(model, d_m, attacker, generator)
+            loss = self.adaptation_loss(model, d_m, attacker, generator)
             norm = outer.step(outer.gradients(-loss))
             values |= {"mse_malicious": loss.item(), "grad_norm_outer": norm}
         bad = [n for n, v in values.items() if n.startswith("mse") and not math.isfinite(v)]
@@ -115,7 +115,7 @@ class Imma(Defense):
             raise UnitFailed(f"round {index}: {', '.join(bad)} not finite; lower learning_rate")
         return values
 
-    def _adaptation_loss(
+    def adaptation_loss(
         self, model: DiffusionModel, d_m: Examples, attacker: Attacker, generator: torch.Generator
     ) -> Tensor:
         """The attacker's training loss on a batch of D_M, a scalar."""
@@ -126,7 +126,7 @@ class Imma(Defense):
             states = states + attacker["offset"]
         return model.denoising_loss(batch.latents, states, timesteps, noise).mean()
 
-    def _attacker(self, model: DiffusionModel, d_m: Examples, seeds: Seeds) -> Attacker:
+    def attacker(self, model: DiffusionModel, d_m: Examples, seeds: Seeds) -> Attacker:
         """What the inner steps train, as it is before the first one."""
         if self.inner_attack == "dreambooth":
             return model.parameters("unet")
