@@ -82,9 +82,11 @@ class SourceConfig(PluginConfig):
 
 
 class DefenseConfig(PluginConfig):
-    """How the model is immunized: a file of `gift_ray/defenses`."""
+    """How the model is immunized: a file of `gift_ray/defenses`. `label` is its name in tables."""
 
     kind = "defenses"
+
+    label: str | None = Field(None, min_length=1, max_length=80)
 
 
 class AttackConfig(PluginConfig):
@@ -245,6 +247,7 @@ class StudyConfig(Part):
     concepts: ConceptsConfig
     prior: PriorConfig
     defense: DefenseConfig
+    rivals: tuple[DefenseConfig, ...] = Field((), description="beside it in jobs/benchmark.py")
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
     evaluation: EvaluationConfig
     scoring: ScoringConfig = ScoringConfig()

@@ -477,7 +477,7 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     verdicts: dict[str, dict[str, dict[int, float]]] = {name: {} for name in arm.malicious}
     probes: dict[str, float] = {}
     for (concept, attack, seed), step in arm.attacks.items():
-        recovered = _recovery(plan, step, (concept, attack, seed), study_dir)
+        recovered = recoveries(plan, step, (concept, attack, seed), study_dir)
         if concept in safe:
             best = [max(curve.values()) for curve in recovered.values()]
             probes[f"finetune/{concept}/{attack}/{seed}"] = sum(best) / len(best)
@@ -504,7 +504,7 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     )
 
 
-def _recovery(
+def recoveries(
     plan: Plan, step: Step, key: tuple[str, str, int], study_dir: Path
 ) -> dict[str, dict[int, float]]:
     """similarity -> recovery curve of one attack on one concept."""

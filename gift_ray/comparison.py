@@ -1,0 +1,200 @@
+"""Many defenses on one study, side by side: each unit (arm, concept, attack, seed) as a row, and the
+tables that are made of them. Pure but for reading finished steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gift_ray.config import DefenseConfig, StudyConfig
+from gift_ray.diffusion import Seeds
+from gift_ray.labels import COLUMNS, LABELS
+from gift_ray.plan import UNDEFENDED, Arm, Plan, curves, labels, plan, recoveries, scorecard
+from gift_ray.records import read_record
+from gift_ray.scoring import similarity_gap_ratio, steps_to_recovery
+from gift_ray.statistics import Interval, interval, paired_difference
+
+UNIT = ["concept", "attack", "seed"]
+
+
+def layouts(config: StudyConfig) -> dict[str, Plan]:
+    """arm -> the study with that defense, the undefended one first. What they share, they share by
+    fingerprint."""
+    found: dict[str, Plan] = {}
+    for defense in (UNDEFENDED, config.defense, *config.rivals):
+        name = arm_name(defense)
+        again = sum(other.partition(" #")[0] == name for other in found)
+        found[f"{name} #{again + 1}" if again else name] = plan(
+            config.model_copy(update={"defense": defense})
+        )
+    return found
+
+
+def arm_name(defense: DefenseConfig) -> str:
+    """A defense for people: its label, the members of a chain, or its name."""
+    if defense.label:
+        return defense.label
+    members = defense.options.get("defenses")
+    if members:
+        return " + ".join(arm_name(DefenseConfig.model_validate(member)) for member in members)
+    return "undefended" if defense == UNDEFENDED else defense.name
+
+
+def units(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
+    """One row for each arm, malicious concept, attack and seed: how far the attacker came.
+
+    `resistance` is 1 - the largest recovery over similarities and steps; `sgr` IMMA's ratio at the last
+    step, mean over similarities; `steps_to_recovery` NaN where 0.9 was never reached; shares of the four
+    labels at the last step where the study measures what they need.
+    """
+    rows = []
+    for name, layout, arm, key in _attacked(plans):
+        if key[0] not in arm.malicious:
+            continue
+        recovered = recoveries(layout, arm.attacks[key], key, study_dir)
+        values = [v for curve in recovered.values() for v in curve.values()]
+        reached = [k for c in recovered.values() if (k := steps_to_recovery(c)) is not None]
+        rows.append(
+            {"arm": name, **dict(zip(UNIT, key, strict=True)),
+             "resistance": 1 - max(values), "mean_recovery": sum(values) / len(values),
+             "final_recovery": max(curve[max(curve)] for curve in recovered.values()),
+             "sgr": _sgr(layout, arm, key, study_dir),
+             "steps_to_recovery": min(reached, default=None),
+             **_label_shares(layout, arm, key, study_dir)}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def probes(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
+    """One row for each arm, released model and probe of what must survive: the share that is kept."""
+    rows = []
+    for name, layout in plans.items():
+        for arm in layout.defended:
+            card = scorecard(layout, arm, study_dir)
+            model = ", ".join(arm.malicious)
+            rows += [
+                {"arm": name, "model": model, "probe": probe, "retention": kept}
+                for probe, kept in card.probes.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def points(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
+    """All curves, long: arm, concept, attack, seed, metric, step, and the score with its spread."""
+    rows = []
+    for name, _, arm, key in _attacked(plans):
+        found = read_record(arm.attacks[key].folder(study_dir)).result["curves"]
+        for metric, curve in found.items():
+            for step, score in curve.items():
+                rows.append({"arm": name, **dict(zip(UNIT, key, strict=True)),
+                             "metric": metric, "step": int(step), **score})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def costs(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
+    """What each arm's immunizations took: rounds or steps logged, images seen, seconds; means."""
+    rows = []
+    for name, layout in plans.items():
+        for arm in layout.defended:
+            folder = arm.immunize.folder(study_dir)
+            log = pd.read_parquet(folder / "training.parquet")
+            rows.append({"arm": name, "logged_steps": len(log), "images_seen": _images_seen(log),
+                         "seconds": read_record(folder).provenance["seconds"]})  # fmt: skip
+    return pd.DataFrame(rows).groupby("arm", sort=False).mean()
+
+
+def standings(rows: pd.DataFrame, kept: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """One row for each arm and attack: resistance with its interval, worst case and n; retention of the
+    arm with its worst probe."""
+    retention = kept.groupby("arm")["retention"].agg(["mean", "min"])
+    found = []
+    for (arm, attack), group in rows.groupby(["arm", "attack"], sort=False):
+        sure = _interval_of(group, "resistance", seed)
+        found.append(
+            {"arm": arm, "attack": attack, "resistance": sure.mean,
+             "low": sure.low, "high": sure.high, "worst": group["resistance"].min(),
+             "final_recovery": group["final_recovery"].mean(), "sgr": group["sgr"].mean(),
+             "relearnt": f"{int(group['steps_to_recovery'].notna().sum())} of {len(group)}",
+             "retention": retention["mean"][arm], "worst_retention": retention["min"][arm],
+             "concepts": sure.n_concepts, "n": sure.n}
+        )  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def differences(rows: pd.DataFrame, kept: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+    """`reference` minus every other arm, paired over the same units: resistance and retention."""
+    found = []
+    for other in rows["arm"].unique():
+        if other == reference:
+            continue
+        sides = (_as_units(rows[rows["arm"] == name], "resistance") for name in (reference, other))
+        sure = paired_difference(*sides, Seeds(seed).generator(f"difference/{other}"))
+        means = kept.groupby("arm")["retention"].mean()
+        found.append({"arms": f"{reference} - {other}", "resistance": sure.mean, "low": sure.low,
+                      "high": sure.high, "n": sure.n,
+                      "retention": means[reference] - means[other]})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def _attacked(
+    plans: Mapping[str, Plan],
+) -> Iterator[tuple[str, Plan, Arm, tuple[str, str, int]]]:
+    for name, layout in plans.items():
+        for arm in layout.defended:
+            for key in arm.attacks:
+                yield name, layout, arm, key
+
+
+def _images_seen(log: pd.DataFrame) -> int:
+    """Over the whole training: each member of a chain counts its own from zero."""
+    if "images_seen" not in log:
+        return 0
+    seen = log["images_seen"]
+    more = seen.diff()
+    return int(more.where(more > 0, seen).sum())
+
+
+def _sgr(layout: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path) -> float:
+    ours, base = (
+        curves(attacks[key], study_dir) for attacks in (arm.attacks, layout.undefended.attacks)
+    )
+    ratios = [
+        similarity_gap_ratio(base[m][max(base[m])], ours[m][max(ours[m])])
+        for m in layout.config.scoring.similarities
+    ]
+    return sum(ratios) / len(ratios)
+
+
+def _label_shares(
+    layout: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path
+) -> dict[str, float]:
+    measured = {metric.name for metric in layout.config.evaluation.metrics}
+    if not measured.issuperset(COLUMNS):
+        return {}
+    table = labels(layout, arm, key, study_dir)
+    last = table[table["step"] == table["step"].max()]["label"]
+    return {name: float((last == name).mean()) for name in LABELS}
+
+
+def _interval_of(group: pd.DataFrame, column: str, seed: int) -> Interval:
+    return interval(_as_units(group, column), Seeds(seed).generator(f"interval/{column}"))
+
+
+def _as_units(group: pd.DataFrame, column: str) -> dict[tuple[str, str, int], float]:
+    return dict(zip(group[UNIT].itertuples(index=False, name=None), group[column], strict=True))
+
+
+
+
+def as_text(table: pd.DataFrame, kind: str) -> str:
+    """A table as `md`, `csv` or `tex`, three decimals."""
+    writers: dict[str, Any] = {
+        "md": lambda t: t.to_markdown(index=False, floatfmt=".3f"),
+        "csv": lambda t: t.to_csv(index=False, float_format="%.6g"),
+        "tex": lambda t: t.to_latex(index=False, float_format="%.3f", escape=True),
+    }
+    return str(writers[kind](table))

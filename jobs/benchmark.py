@@ -1,0 +1,81 @@
+"""Every defense of a study under every attack, side by side: scores, tables and curves.
+
+    python jobs/benchmark.py configs/builtin/objects.yaml [key=value ...] [--dry-run]
+    ray job submit -- python jobs/benchmark.py configs/paper/objects.yaml
+
+The arms are the undefended model, the study's `defense` and its `rivals`. Running it again continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from gift_ray import comparison, console
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.config import StudyConfig
+from gift_ray.console import LiveProgress, job_parser, run_job, say
+from gift_ray.plan import Plan, Step, check_data, closure, load_study
+from gift_ray.report.curves import draw_curves
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = load_study(arguments.config, arguments.overrides)
+    plans = comparison.layouts(config)
+    steps = closure([step for layout in plans.values() for step in layout.steps()])
+    if arguments.dry_run:
+        return describe(plans, steps, config.study_dir)
+    check_data(config)
+
+    study_dir = config.study_dir
+    say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        with LiveProgress(read_board(board), len(steps)):
+            run_steps(steps, study_dir, config.cluster, board)
+    folder = write_tables(config, plans)
+    say(f"tables       {folder}")
+    return console.OK
+
+
+def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
+    """What would be computed, without computing it."""
+    todo = [step for step in steps if not step.folder(study_dir).exists()]
+    counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in todo).items())
+    say(f"arms: {', '.join(plans)}")
+    say(f"{len(steps)} steps, {len(todo)} to do ({counts})")
+    return console.OK
+
+
+def write_tables(config: StudyConfig, plans: dict[str, Plan]) -> Path:
+    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept."""
+    study_dir, folder = config.study_dir, config.study_dir / "benchmark"
+    folder.mkdir(parents=True, exist_ok=True)
+    curves = comparison.points(plans, study_dir)
+    curves.to_parquet(folder / "scores.parquet")
+    rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
+    reference = comparison.arm_name(config.defense)
+    tables: dict[str, pd.DataFrame] = {
+        "standings": comparison.standings(rows, kept, config.seed),
+        "differences": comparison.differences(rows, kept, reference, config.seed),
+        "units": rows,
+        "probes": kept,
+        "costs": comparison.costs(plans, study_dir).reset_index(),
+    }
+    for name, table in tables.items():
+        for kind in ("md", "csv", "tex"):
+            (folder / f"{name}.{kind}").write_text(comparison.as_text(table, kind), "utf-8")
+    draw_curves(curves, config.scoring.similarities, folder)
+    for name in ("standings", "differences", "costs"):
+        console.console.print(comparison.as_text(tables[name], "md"), markup=False)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, job_parser(__doc__ or "")))

@@ -1,0 +1,145 @@
+"""Defenses side by side: a whole small benchmark in this process, and its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import make_encoders
+
+from gift_ray import comparison, plugins
+from gift_ray.config import DefenseConfig, StudyConfig
+from gift_ray.plan import closure, execute
+from gift_ray.report.curves import draw_curves
+
+GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
+IMMA = {"name": "imma", "max_train_steps": 4, "train_batch_size": 2}
+
+
+def concept(name: str, match: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "source": {"name": "openmoji", "match": match, "caption": f"an emoji of a {name}"},
+        "validation_prompts": [f"an emoji of a {name}"],
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    return StudyConfig.model_validate(
+        {
+            "name": "tiny",
+            "output_dir": str(tmp_path_factory.mktemp("runs")),
+            "seeds": [0, 1],
+            "model": {"pretrained_model_name_or_path": str(tiny_folder)},
+            "concepts": {
+                "malicious": [concept("cat", "^CAT( FACE)?$"), concept("dog", "DOG FACE|WOLF|FOX")],
+                "safe": [concept("tree", "^(EVERGREEN|DECIDUOUS) TREE$")],
+            },
+            "prior": {"source": {"name": "openmoji", "match": "^(SUN|MOON)", "caption": "a sky"}},
+            "defense": GIFT,
+            "rivals": [IMMA, {"name": "chain", "defenses": [IMMA, GIFT]}],
+            "attacks": [
+                {"name": "dreambooth", "max_train_steps": 8, "learning_rate": 3e-3},
+                {"name": "lora", "max_train_steps": 8, "learning_rate": 3e-2},
+            ],
+            "evaluation": {
+                "metrics": [{"name": n} for n in ("clip_text", "clip_image", "lpips", "degenerate")],
+                "encoders": make_encoders(tmp_path_factory.mktemp("encoders")),
+                "safe_prompts": ["a house", "zzzz"],
+                "num_images_per_prompt": 2,
+                "num_inference_steps": 2,
+            },
+            "scoring": {"similarities": ["lpips"], "min_retention": 0.0},
+        },
+        context={"check": plugins.check},
+    )
+
+
+@pytest.fixture(scope="module")
+def plans(config: StudyConfig) -> dict[str, Any]:
+    plans = comparison.layouts(config)
+    for step in closure([step for layout in plans.values() for step in layout.steps()]):
+        execute(step, config.study_dir)
+    return plans
+
+
+def test_arms_are_named_for_people(plans: dict[str, Any]) -> None:
+    assert list(plans) == ["undefended", "gift", "imma", "imma + gift"]
+    labelled = DefenseConfig(name="gift", label="max only", beta=0)
+    assert comparison.arm_name(labelled) == "max only"
+
+
+def test_two_uses_of_one_defense_keep_their_own_names(config: StudyConfig) -> None:
+    twice = config.model_copy(update={"rivals": (DefenseConfig(name="gift", beta=0.3),)})
+    assert list(comparison.layouts(twice)) == ["undefended", "gift", "gift #2"]
+
+
+def test_what_no_defense_changes_is_shared(plans: dict[str, Any]) -> None:
+    shared = [{s.fingerprint for s in layout.shared()} for layout in plans.values()]
+    assert shared[1] == shared[2] == shared[3]
+
+
+def test_a_row_for_each_unit_and_nothing_resists_undefended(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    rows = comparison.units(plans, config.study_dir)
+    assert len(rows) == 4 * 2 * 2 * 2  # arms, concepts, attacks, seeds
+    undefended = rows[rows["arm"] == "undefended"]
+    np.testing.assert_allclose(undefended["resistance"], 0, atol=1e-12)
+    np.testing.assert_allclose(undefended["sgr"], 0, atol=1e-12)
+    assert undefended["steps_to_recovery"].notna().all()
+    np.testing.assert_allclose(
+        rows[["recovered", "memorised", "degraded", "unrelated"]].sum(axis=1), 1
+    )
+    assert rows["resistance"].between(0, 1).all()
+
+
+def test_standings_average_concepts_and_keep_the_worst(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    rows, kept = (f(plans, config.study_dir) for f in (comparison.units, comparison.probes))
+    table = comparison.standings(rows, kept, seed=0)
+    assert len(table) == 4 * 2
+    for line in table.itertuples():
+        mine = rows[(rows["arm"] == line.arm) & (rows["attack"] == line.attack)]
+        expected = mine.groupby("concept")["resistance"].mean().mean()
+        assert line.resistance == pytest.approx(expected)
+        assert line.worst == mine["resistance"].min()
+        assert line.low <= line.resistance <= line.high
+        assert (line.concepts, line.n) == (2, 4)
+        assert line.retention == pytest.approx(kept[kept["arm"] == line.arm]["retention"].mean())
+
+    gaps = comparison.differences(rows, kept, "gift", seed=0)
+    assert list(gaps["arms"]) == ["gift - undefended", "gift - imma", "gift - imma + gift"]
+    means = rows.groupby(["arm", "concept"])["resistance"].mean().groupby("arm").mean()
+    assert gaps["resistance"][1] == pytest.approx(means["gift"] - means["imma"])
+
+
+def test_costs_count_what_each_immunization_took(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    table = comparison.costs(plans, config.study_dir)
+    assert table["images_seen"]["undefended"] == 0
+    assert table["images_seen"]["gift"] == table["images_seen"]["imma"] == 8
+    assert table["images_seen"]["imma + gift"] == 16
+
+
+def test_tables_and_figures_come_in_every_form(
+    config: StudyConfig, plans: dict[str, Any], tmp_path: Path
+) -> None:
+    curves = comparison.points(plans, config.study_dir)
+    assert set(curves["metric"]) == {"clip_text", "clip_image", "lpips", "degenerate"}
+    assert (curves["n"] + curves["unscored"] == 2).all()
+    table = pd.DataFrame({"arm": ["a_b"], "value": [0.12345]})
+    assert "0.123" in comparison.as_text(table, "md")
+    assert comparison.as_text(table, "csv") == "arm,value\na_b,0.12345\n"
+    assert r"a\_b" in comparison.as_text(table, "tex")
+    drawn = draw_curves(curves, ["lpips"], tmp_path)
+    assert {p.name for p in drawn} == {
+        f"{c}-{a}.png" for c in ("cat", "dog", "tree") for a in ("dreambooth", "lora")
+    }
+    assert all(p.stat().st_size > 5000 and p.with_suffix(".svg").exists() for p in drawn)
