@@ -29,6 +29,11 @@ def run_job(main: Callable[[argparse.Namespace], int], description: str) -> int:
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return run_parsed(main, parser)
+
+
+def run_parsed(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
+    """The same for a job with arguments of its own."""
     try:
         return main(parser.parse_intermixed_args())
     except GiftError as error:
