@@ -56,8 +56,9 @@ def test_every_control_changes_what_is_shown(opened) -> None:
         if len(options) > 1:
             control.select_option(options[-1])
             page.wait_for_function(
-                "([id, old]) => JSON.stringify(document.getElementById(id).data) !== old", arg=[figure, before]
-            )  # fmt: skip
+                "([id, old]) => JSON.stringify(document.getElementById(id).data) !== old",
+                arg=[figure, before],
+            )
             control.select_option(options[0])
     box = page.locator("input[data-arm][value='abc_1/cat']")
     assert not any("trial 1" in name for name in traces(page, "curves"))
@@ -125,7 +126,7 @@ def test_dark_mode_follows_the_system_and_the_button(finished: Path, open_page) 
 def test_unsafe_images_are_blurred_until_clicked(opened) -> None:
     page = opened.page
     select = page.locator("select[data-panel=malicious]")
-    select.select_option([o for o in select.locator("option").all_text_contents() if "weapon" in o][0])  # fmt: skip
+    select.select_option("weapon: dreambooth, seed 0")
     images = page.locator("#malicious-grid img")
     blur = "image => getComputedStyle(image).filter"
     assert images.count() > 0
@@ -168,7 +169,8 @@ def test_a_half_done_study_says_so(tmp_path: Path, open_page) -> None:
         tmp_path / "study", trials=3, ended=2, failed=1, finished=False, unscored=True,
         undone=("undefended: dreambooth on weapon",),
     )  # fmt: skip
-    scores = next(p for p in (folder / "steps").glob("evaluate-*") if "chance car" in (p / "record.json").read_text())  # fmt: skip
+    records = (folder / "steps").glob("evaluate-*/record.json")
+    scores = next(path.parent for path in records if "chance car" in path.read_text())
     (scores / "scores.parquet").write_bytes(b"cut off")
     opened = open_page(page_of(folder))
     assert opened.errors == []
