@@ -302,6 +302,8 @@ def heat_map(study: Study) -> go.Figure:
     table = cross(study)
     roles = ["malicious"] * len(study.malicious) + ["safe"] * len(study.safe)
     cells = table.to_numpy()
+    if table.isna().all(axis=None):
+        return go.Figure()
     figure = go.Figure(
         go.Heatmap(
             z=cells,

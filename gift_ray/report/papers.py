@@ -47,6 +47,9 @@ def write_papers(study: Study) -> Path:
                 # Points belong in a plot; the other tables fit a page.
                 latex = table.to_latex(index=False, escape=True, float_format="%.3f", na_rep="--")
                 (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
+    # Images of an earlier report may not be wanted in this one.
+    for old in folder.glob("attack-*"):
+        old.unlink()
     for concept in study.malicious:
         frames = attack_grid(study, concept)
         if frames:

@@ -159,7 +159,7 @@ def test_hostile_and_unusual_names_are_text(tmp_path: Path, open_page) -> None:
     assert opened.errors == []
     shown = opened.page.locator("article h3").all_inner_texts()
     assert shown == [SCRIPT, LONG.strip(), SNOW]
-    assert "<script>alert" in opened.page.locator("#cross").inner_text()
+    assert "<script>alert" in opened.page.locator("#cross").text_content()
     wide = opened.page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0
 

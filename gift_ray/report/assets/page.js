@@ -145,8 +145,9 @@ function showImages() {
   const slider = byId("step");
   const known = steps();
   slider.max = String(Math.max(0, known.length - 1));
-  byId("step-value").textContent = `${known[Number(slider.value)]} of ${known.at(-1)}`;
-  slider.setAttribute("aria-valuetext", `attack step ${known[Number(slider.value)]}`);
+  const said = known.length ? `${known[Number(slider.value)]} of ${known.at(-1)}` : "nothing drawn yet";
+  byId("step-value").textContent = said;
+  slider.setAttribute("aria-valuetext", `attack step ${said}`);
   panels.forEach(showPanel);
 }
 
