@@ -4,18 +4,24 @@ BIN := .venv/bin
 # uv installs in seconds; wheels that pip knows of are known to it too.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: demo test check clean
+.PHONY: demo test check chromium clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/submit.py jobs/sweep.py configs/demo.yaml $(ARGS)
 
-test: .venv/ready check
+test: .venv/ready check chromium
 	$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The report's tests open it in a real browser; root on Debian gets one, others are told.
+chromium:
+	@test -n "$(CHROMIUM)" || command -v chromium || command -v google-chrome || \
+	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } || \
+	{ echo 'error: the report is tested in Chromium: install it, or set CHROMIUM to its path' >&2; exit 1; }
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -4,7 +4,7 @@ tables that are made of them. Pure but for reading finished steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +186,6 @@ def _interval_of(group: pd.DataFrame, column: str, seed: int) -> Interval:
 
 def _as_units(group: pd.DataFrame, column: str) -> dict[tuple[str, str, int], float]:
     return dict(zip(group[UNIT].itertuples(index=False, name=None), group[column], strict=True))
-
-
 
 
 def as_text(table: pd.DataFrame, kind: str) -> str:

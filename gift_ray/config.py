@@ -236,6 +236,12 @@ class GateConfig(Part):
     min_retention: Fraction = 0.8
 
 
+class ReportConfig(Part):
+    """What the report shows. Images of concepts of kind `unsafe` are blurred until clicked."""
+
+    images: Literal["all", "safe_only", "none"] = "all"
+
+
 class StudyConfig(Part):
     """A whole study. `seeds` are those of the attacks; `seed` that of everything else."""
 
@@ -255,6 +261,7 @@ class StudyConfig(Part):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     gate: GateConfig = GateConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _references_resolve(self) -> StudyConfig:

@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from gift_ray import console
@@ -26,7 +25,8 @@ from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.plan import Arm, Plan, check_data, configure, load_study, plan, scorecard
 from gift_ray.records import digest, write_json_atomic
 from gift_ray.release import export
-from gift_ray.report.grid import attack_grid
+from gift_ray.report.outline import write_study, write_trial
+from gift_ray.report.page import write_report
 from gift_ray.report.summary import arm_summary, slug, summarize, trial_curves
 from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
     if config.search is None:
         raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
     layout = plan(config)
-    fingerprint = digest([config.model_dump(mode="json", exclude={"cluster", "output_dir", "gate"}),
+    fingerprint = digest([config.model_dump(mode="json", exclude={"cluster", "output_dir", "gate", "report"}),
                           [step.fingerprint for step in layout.steps()]])  # fmt: skip
     if arguments.dry_run:
         return describe(layout, fingerprint)
@@ -50,6 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     with session(config.cluster, study_dir):
         board = start_board()
         tracker = Tracker(config, fingerprint)
+        write_study(layout, fingerprint)
         with LiveProgress(read_board(board), expected_units(layout)) as progress:
             run_steps(layout.shared(), study_dir, config.cluster, board)
             scorecard(layout, layout.undefended, study_dir)
@@ -57,19 +58,19 @@ def main(arguments: argparse.Namespace) -> int:
             # One trial is one setting; each is tracked when it ends, or now if an earlier driver
             # was killed before it could.
             def on_trial(trial: Trial) -> None:
-                track(tracker, config, trial)
+                track(tracker, config, trial, fingerprint)
                 progress.say(f"trial {trial.trial_id}: resistance {trial.resistance:.3f}, "
                              f"retention {trial.retention:.3f}, objective {trial.objective:.3f}")  # fmt: skip
 
             trials = search(config, board, on_trial, fingerprint)
             for trial in trials:
-                track(tracker, config, trial)
+                track(tracker, config, trial, fingerprint)
 
     # Each released model has its own best setting, which is put to the gate, exported, registered.
     rows = [asdict(trial) for trial in trials]
     console.console.print(leaderboard(rows, list(config.search.space)))
     chosen = [choose(config, arm, trials, tracker) for arm in layout.defended]
-    write_json_atomic(study_dir / "summary.json", summarize(layout, rows, chosen, study_dir))
+    write_json_atomic(study_dir / "summary.json", summarize(layout, fingerprint, rows, chosen))
     conclude(config, tracker, chosen)
     if not any(model["registered"] for model in chosen):
         raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
@@ -98,16 +99,18 @@ def describe(layout: Plan, fingerprint: str) -> int:
     return console.OK
 
 
-def track(tracker: Tracker, config: StudyConfig, trial: Trial) -> None:
-    """One trial in MLflow: its settings, its verdict, its curves."""
+def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str) -> None:
+    """One trial in MLflow and in the study's folder: its settings, its verdict, its curves."""
     metrics = {
         "objective": trial.objective,
         "resistance": trial.resistance,
         "retention": trial.retention,
     }
     tags = {"feasible": str(trial.feasible), "reason": trial.reason}
-    curves = trial_curves(plan(configure(config, trial.values)), config.study_dir)
-    tracker.trial(trial.trial_id, trial.values, metrics, curves, tags)
+    layout = plan(configure(config, trial.values))
+    curves = trial_curves(layout, config.study_dir)
+    run = tracker.trial(trial.trial_id, trial.values, metrics, curves, tags)
+    write_trial(layout, asdict(trial), tracker.link(run), fingerprint)
 
 
 def choose(config: StudyConfig, arm: Arm, trials: list[Trial], tracker: Tracker) -> dict[str, Any]:
@@ -137,13 +140,11 @@ def refused(config: StudyConfig, verdict: dict[str, Any]) -> str:
 
 
 def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dict[str, Any]:
-    """Export, draw and register one model of the best trial."""
+    """Export and register one model of the best trial."""
     layout = plan(configure(config, best.values))
     arm = next(other for other in layout.defended if other.malicious == arm.malicious)
     card = scorecard(layout, arm, config.study_dir)
     folder = export(layout, arm, card, best.values, config.study_dir)
-    grid = config.study_dir / f"grid-{arm.immunize.fingerprint[:8]}.png"
-    attack_grid(layout, arm, config.study_dir).save(grid)
     name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
     if len(layout.defended) > 1:
         name += "-" + slug("-".join(arm.malicious))
@@ -160,8 +161,7 @@ def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dic
     version = register(tracker, name, folder, card.objective, protocol, tags)
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")
-    say(f"grid         {grid}")
-    return {"registered": asdict(version), "folder": str(folder), "grid": str(grid),
+    return {"registered": asdict(version), "folder": str(folder),
             **arm_summary(layout, arm, config.study_dir)}  # fmt: skip
 
 
@@ -175,10 +175,11 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
         if name in model
     }
     passed = [model for model in chosen if model["registered"]]
-    files = [summary, *(Path(model["grid"]) for model in passed)]
-    tracker.summary(metrics, {"gate": f"{len(passed)} of {len(chosen)} passed"}, files)
+    report = write_report(config.study_dir)
+    tracker.summary(metrics, {"gate": f"{len(passed)} of {len(chosen)} passed"}, [summary, report])
     tracker.close("FINISHED")
     say(f"summary      {summary}")
+    say(f"report       {report}")
     say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")
 
 

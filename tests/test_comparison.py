@@ -47,7 +47,9 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
                 {"name": "lora", "max_train_steps": 8, "learning_rate": 3e-2},
             ],
             "evaluation": {
-                "metrics": [{"name": n} for n in ("clip_text", "clip_image", "lpips", "degenerate")],
+                "metrics": [
+                    {"name": n} for n in ("clip_text", "clip_image", "lpips", "degenerate")
+                ],
                 "encoders": make_encoders(tmp_path_factory.mktemp("encoders")),
                 "safe_prompts": ["a house", "zzzz"],
                 "num_images_per_prompt": 2,

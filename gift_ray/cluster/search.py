@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import optuna
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 
 from gift_ray.cluster.run import run_steps
@@ -69,7 +70,8 @@ def search(
             name=name,
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=[_Listener()],
+            # Of Tune's own loggers only the one that its results are read back from.
+            callbacks=[_Listener(), JsonLoggerCallback()],
             verbose=0,
         ),
     )

@@ -22,7 +22,9 @@ def draw_curves(points: pd.DataFrame, metrics: Sequence[str], folder: Path) -> l
     drawn = []
     for (concept, attack), group in points.groupby(["concept", "attack"], sort=False):
         figure = Figure(figsize=(4.2 * len(metrics), 3.4), layout="constrained")
-        for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for panel, metric in zip(
+            figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
+        ):
             for place, (arm, line) in enumerate(
                 group[group["metric"] == metric].groupby("arm", sort=False)
             ):

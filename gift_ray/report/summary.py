@@ -10,25 +10,24 @@ from typing import Any
 
 from gift_ray.plan import Arm, Plan, curves, scorecard
 from gift_ray.records import is_done, provenance
+from gift_ray.report import THREAT_MODEL
 
 
 def summarize(
-    plan: Plan, trials: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], study_dir: Path
+    plan: Plan, fingerprint: str, trials: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Trials, both sides' curves, each model's chosen setting and verdict, protocol, provenance."""
-    evaluation = plan.config.evaluation
+    evaluation, study_dir = plan.config.evaluation, plan.config.study_dir
     return {
         "study": plan.config.name,
+        "fingerprint": fingerprint,
         "trials": list(trials),
         "undefended": arm_curves(plan.undefended, study_dir),
         "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
         "chosen": list(chosen),
         "protocol": evaluation.model_dump(mode="json"),
         "scoring": plan.config.scoring.model_dump(mode="json"),
-        "threat_model": (
-            "The attacker holds the released weights and images of the concept, fine-tunes as they "
-            "like, and never sees the original weights."
-        ),
+        "threat_model": THREAT_MODEL,
         "provenance": provenance(),
     }
 

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -20,8 +21,11 @@ from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
 
 PARENT = "mlflow.parentRunId"
+# A bar for each file that is copied says nothing to anyone.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 STUDY = "gift_ray.study"
 TRIAL = "gift_ray.trial"
+LOCAL_UI = "http://127.0.0.1:5000"
 
 
 def tracking_uri(config: StudyConfig) -> str:
@@ -86,6 +90,14 @@ class Tracker:
         self._log(run.info.run_id, values, metrics, curves)
         self.client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
+
+    def link(self, run_id: str) -> str:
+        """Where MLflow's pages show a run: on the server, or under `mlflow ui` at its default port."""
+        parts = urlsplit(self.uri if self.uri.startswith("http") else LOCAL_UI)
+        # Whoever reads a report must not learn the password of the server.
+        host = parts.netloc.rpartition("@")[2]
+        place = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+        return f"{place}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
     def summary(
         self, metrics: Mapping[str, float], tags: Mapping[str, str], files: list[Path]

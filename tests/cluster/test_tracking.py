@@ -43,6 +43,13 @@ def tracker(tmp_path_factory, tiny_config) -> Tracker:
     return Tracker(study(tmp_path_factory.mktemp("store"), tiny_config), "f1")
 
 
+def test_link_names_the_run_and_keeps_the_password(tracker: Tracker, monkeypatch) -> None:
+    place = f"/#/experiments/{tracker.experiment_id}/runs/abc"
+    assert tracker.link("abc") == f"http://127.0.0.1:5000{place}"
+    monkeypatch.setattr(tracker, "uri", "https://me:secret@tracking.example:8080/mlflow/")
+    assert tracker.link("abc") == f"https://tracking.example:8080/mlflow{place}"
+
+
 def children(tracker: Tracker):
     query = f"tags.`{PARENT}` = '{tracker.run_id}'"
     return tracker.client.search_runs([tracker.experiment_id], query)

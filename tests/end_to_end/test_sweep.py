@@ -76,8 +76,21 @@ class TestSweep:
             "models:/gift-ray-demo/1",
             "mlflow ui",
             "summary.json",
+            "report.html",
         ):
             assert word in done.stdout
+
+    def test_report_shows_every_trial_and_its_run(self, finished):
+        study, _ = finished
+        html = (study / "report.html").read_text()
+        client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
+        (experiment,) = [e for e in client.search_experiments() if e.name == "demo"]
+        runs = client.search_runs([experiment.experiment_id])
+        (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+        for run in runs:
+            assert (f"runs/{run.info.run_id}" in html) == (run is not parent)
+        assert "This study is not finished" not in html
+        assert "report.html" in [f.path for f in client.list_artifacts(parent.info.run_id)]
 
     def test_every_trial_is_a_finished_run_under_the_study(self, finished):
         study, _ = finished

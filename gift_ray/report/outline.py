@@ -1,0 +1,80 @@
+"""What a study planned, as JSON: written by the job that runs it, read by the report.
+
+`study.json` is written before the first unit, `trials/<id>.json` when a trial ends. Together with the
+records they make a study's folder enough for a report, on any machine and at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gift_ray.plan import Arm, Plan, Step
+from gift_ray.records import provenance, write_json_atomic
+from gift_ray.report.summary import arm_summary
+
+STUDY = "study.json"
+TRIALS = "trials"
+
+
+def write_study(plan: Plan, fingerprint: str) -> None:
+    """Write the resolved configuration (less addresses and places) and the steps all trials share."""
+    outline = {
+        "fingerprint": fingerprint,
+        "config": plan.config.model_dump(mode="json", exclude={"tracking", "output_dir"}),
+        "undefended": arm_outline(plan.undefended),
+        "chance": {concept: step.name for concept, step in plan.chance_similarity.items()},
+        "shared": {step.name: step.label for step in plan.shared()},
+        "provenance": provenance(),
+    }
+    write_json_atomic(plan.config.study_dir / STUDY, outline)
+
+
+def write_trial(plan: Plan, trial: dict[str, Any], run_link: str, fingerprint: str) -> None:
+    """Write an ended trial, once: its result, its MLflow run, its models' steps and scorecards.
+
+    Args:
+        trial: a `Trial` as a dict; a failed one has no verdicts in `arms`, and gets no scorecards.
+    """
+    study_dir = plan.config.study_dir
+    path = study_dir / TRIALS / f"{trial['trial_id']}.json"
+    if path.exists():
+        return
+    cards = [
+        arm_summary(plan, arm, study_dir)["scorecard"] for arm in plan.defended if trial["arms"]
+    ]
+    arms = [arm_outline(arm) for arm in plan.defended]
+    outline = {
+        **trial,
+        "fingerprint": fingerprint,
+        "run_link": run_link,
+        "time": provenance()["time"],
+        "models": [
+            a | {"scorecard": c} for a, c in zip(arms, cards or [None] * len(arms), strict=True)
+        ],
+    }
+    path.parent.mkdir(exist_ok=True)
+    write_json_atomic(path, outline)
+
+
+def arm_outline(arm: Arm) -> dict[str, Any]:
+    """The names of an arm's step folders, and what each is about."""
+    return {
+        "label": arm.label,
+        "malicious": list(arm.malicious),
+        "immunize": arm.immunize.name,
+        "attacks": [
+            {"concept": concept, "attack": attack, "seed": seed, **_measured(step)}
+            for (concept, attack, seed), step in arm.attacks.items()
+        ],
+        "samples": [{"group": group, **_measured(step)} for group, step in arm.samples.items()],
+        "steps": {step.name: step.label for step in arm.steps()},
+    }
+
+
+def _measured(scores: Step) -> dict[str, str | None]:
+    concept = scores.inputs.get("concept")
+    return {
+        "scores": scores.name,
+        "images": scores.inputs["images"].name,
+        "references": concept.name if concept else None,
+    }

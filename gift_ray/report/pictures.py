@@ -1,0 +1,190 @@
+"""The images of a study: small WebP data URIs for the page, grids and moving strips for papers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from gift_ray.report.collect import UNDEFENDED, Arm, Problem, Study
+
+MAX_PX = 128  # of an image on the page
+BUDGET_BYTES = 4 * 2**20  # of all images on the page, which is to stay under 10 MB
+IMAGES_PER_STEP = 4
+CELL_PX, GAP_PX, LABEL_PX, HEADER_PX = 96, 4, 190, 22  # of a grid
+FRAME_MS = 900
+UNATTACKED = "as released"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One thing that models were asked for: a concept under an attack, or a group of prompts.
+
+    `veiled`: it may show unsafe content, and is blurred until clicked.
+    """
+
+    concept: str
+    attack: str
+    seed: int
+    malicious: bool
+    veiled: bool
+
+    @property
+    def label(self) -> str:
+        seed = "" if self.attack == UNATTACKED else f", seed {self.seed}"
+        return f"{self.concept}: {self.attack}{seed}"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images of one scene: by one arm at one attack step, or real ones (no arm, step -1)."""
+
+    scene: Scene
+    arm: str
+    step: int
+    folder: Path
+    prompts: tuple[str, ...] = ()
+
+
+def shown(study: Study, veiled: bool) -> bool:
+    """Whether `report.images` lets an image be shown."""
+    return study.config.report.images == "all" or (
+        study.config.report.images == "safe_only" and not veiled
+    )
+
+
+def strips(study: Study) -> list[Strip]:
+    """All images there are, the most telling first: real ones, undefended, chosen, other trials."""
+    found: dict[tuple[Scene, str, int], Strip] = {}
+    for arm in study.arms:
+        for strip in (*_attacked(study, arm), *_as_released(study, arm)):
+            if shown(study, strip.scene.veiled):
+                found.setdefault((strip.scene, strip.arm, strip.step), strip)
+    return sorted(found.values(), key=lambda strip: strip.step >= 0)
+
+
+def _attacked(study: Study, arm: Arm) -> Iterator[Strip]:
+    for run in arm.outline["attacks"]:
+        concept = run["concept"]
+        veiled = study.kinds[concept] == "unsafe"
+        scene = Scene(concept, run["attack"], run["seed"], concept in study.malicious, veiled)
+        for folder in sorted((study.folder / "steps" / run["images"]).glob("step-*")):
+            yield Strip(scene, arm.key, int(folder.name.removeprefix("step-")), folder)
+        real = study.folder / "steps" / run["references"] / "D_A"
+        if real.exists():
+            yield Strip(scene, "", -1, real)
+
+
+def _as_released(study: Study, arm: Arm) -> Iterator[Strip]:
+    for sample in arm.outline["samples"]:
+        # A neighbour of an unsafe concept may look like it.
+        near = sample["group"].removeprefix("neighbors/")
+        scene = Scene(
+            sample["group"], UNATTACKED, 0, False, study.kinds.get(near, "object") == "unsafe"
+        )
+        folder = study.folder / "steps" / sample["images"] / "step-000000"
+        if folder.exists():
+            yield Strip(scene, arm.key, 0, folder)
+
+
+def encode(found: list[Strip], budget: int = BUDGET_BYTES) -> tuple[list[list[str]], list[Problem]]:
+    """Each strip's images as WebP data URIs; strips beyond the budget stay empty, and are told of."""
+    encoded: list[list[str]] = []
+    problems: list[Problem] = []
+    spent, left_out = 0, 0
+    for strip in found:
+        uris: list[str] = []
+        if spent < budget:
+            try:
+                uris = [_data_uri(image) for image in _load(strip.folder)]
+            except Exception as error:
+                problems.append(
+                    Problem("damaged", strip.scene.label, f"images can't be read: {error}")
+                )
+        else:
+            left_out += 1
+        spent += sum(map(len, uris))
+        encoded.append(uris)
+    if left_out:
+        why = f"{left_out} of {len(found)} sets, so that the page stays small; the study's folder has them"
+        problems.append(Problem("left out", "images", why))
+    return encoded, problems
+
+
+def _data_uri(image: Image.Image) -> str:
+    image.thumbnail((MAX_PX, MAX_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=85, method=2)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def attack_grid(study: Study, concept: str) -> list[Image.Image]:
+    """One frame an attack step: rows are real images, the undefended model, the chosen one.
+
+    Unsafe concepts are blurred for good. Empty if nothing may be shown, or nothing was drawn.
+    """
+    chosen = [a for a in study.arms if a.chosen and (a.key == UNDEFENDED or concept in a.malicious)]
+    labels = {"": "real images"} | {arm.key: arm.label for arm in chosen}
+    own = [s for s in strips(study) if s.scene.concept == concept and s.arm in labels]
+    own = [s for s in own if s.scene == own[0].scene]
+    frames = []
+    for step in sorted({strip.step for strip in own if strip.step >= 0}):
+        rows = {strip.arm: strip for strip in own if strip.step in (-1, step)}
+        drawn = [(labels[key], _pictures(rows[key])) for key in labels if key in rows]
+        frames.append(_paste(drawn, f"{own[0].scene.label}: attack step {step}"))
+    return frames
+
+
+def save_grid(frames: list[Image.Image], path: Path) -> None:
+    """All frames below each other as PNG, and one after the other as an animated WebP."""
+    sheet = Image.new("RGB", (frames[0].width, sum(f.height for f in frames)), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (0, i * frame.height))
+    sheet.save(path.with_suffix(".png"))
+    frames[0].save(
+        path.with_suffix(".webp"),
+        save_all=True,
+        append_images=frames[1:],
+        duration=FRAME_MS,
+        loop=0,
+        quality=85,
+    )
+
+
+def _load(folder: Path) -> list[Image.Image]:
+    """The first images that a step wrote (PNG). `gift_ray.data` would bring in diffusers, which takes
+    longer than the whole report."""
+    images = []
+    for path in sorted(folder.glob("*.png"))[:IMAGES_PER_STEP]:
+        with Image.open(path, formats=("PNG",)) as image:
+            images.append(image.convert("RGB"))
+    return images
+
+
+def _pictures(strip: Strip) -> list[Image.Image]:
+    if not strip.scene.veiled:
+        return _load(strip.folder)
+    return [i.filter(ImageFilter.GaussianBlur(i.width / 8)) for i in _load(strip.folder)]
+
+
+def _paste(rows: list[tuple[str, list[Image.Image]]], title: str) -> Image.Image:
+    pitch = CELL_PX + GAP_PX
+    size = (LABEL_PX + IMAGES_PER_STEP * pitch, HEADER_PX + len(rows) * pitch)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((4, 4), title[:90], fill="black")
+    for y, (label, images) in enumerate(rows):
+        top = HEADER_PX + y * pitch
+        pen.multiline_text((4, top + 8), _wrapped(label), fill="black")
+        for x, image in enumerate(images):
+            enlarged = image.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
+            sheet.paste(enlarged, (LABEL_PX + x * pitch, top))
+    return sheet
+
+
+def _wrapped(text: str, width: int = 28, lines: int = 5) -> str:
+    return "\n".join([text[i : i + width] for i in range(0, len(text), width)][:lines])

@@ -1,0 +1,126 @@
+"""The numbers behind the page: intervals, fronts, recoveries, what is missing; and the files for papers."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import stats
+from studies import CHANCE, build
+
+from gift_ray.report.collect import RECOVERY, averaged, collect
+from gift_ray.report.figures import cross, pareto
+from gift_ray.report.page import write_report
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("runs") / "study")
+
+
+@pytest.fixture(scope="module")
+def papers(folder: Path) -> Path:
+    write_report(folder)
+    return folder / "report"
+
+
+def curve(values: list[np.ndarray]) -> pd.DataFrame:
+    """One point of a curve, for each seed the scores of its images."""
+    return pd.DataFrame(
+        [
+            {"arm": "a", "concept": "c", "attack": "x", "seed": seed, "metric": "m", "step": 0,
+             "mean": v.mean(), "stderr": v.std(ddof=1) / len(v) ** 0.5, "n": len(v), "unscored": 0,
+             "direction": 1}
+            for seed, v in enumerate(values)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_interval_is_students_over_seeds_or_over_the_images_of_one(seeds: int) -> None:
+    values = [np.random.default_rng(i).random(5) for i in range(seeds)]
+    sample = np.array([v.mean() for v in values]) if seeds > 1 else values[0]
+    low, high = stats.t.interval(0.95, len(sample) - 1, sample.mean(), stats.sem(sample))
+    (row,) = averaged(curve(values)).to_dict("records")
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert (row["seeds"], row["n"]) == (seeds, 5 * seeds)
+
+
+def test_pareto_front_is_what_nothing_beats() -> None:
+    random = np.random.default_rng(0).random((60, 2))
+    table = pd.DataFrame(random, columns=["retention", "resistance"])
+    beaten = [any((other >= p).all() and (other > p).any() for other in random) for p in random]
+    assert sorted(pareto(table)) == [i for i, b in enumerate(beaten) if not b]
+
+
+def test_recovery_is_the_share_of_what_the_undefended_attack_gains(folder: Path) -> None:
+    study = collect(folder)
+    found = study.recoveries["abc_3/cat", "cat", "dreambooth"]
+    # The recipe's third trial pulls every point to chance by 0.3 + 0.6 * 3 / 4.
+    assert found.resistance == pytest.approx(0.75)
+    assert study.recoveries["undefended", "cat", "dreambooth"].resistance == pytest.approx(0)
+    assert study.chance["cat", "clip_image"] == pytest.approx(CHANCE)
+    recovered = study.curves[study.curves["metric"] == RECOVERY + "clip_image"]
+    assert recovered["mean"].between(0, 1).all()
+
+
+def test_verdict_is_the_scorecard_of_the_chosen_trial(folder: Path) -> None:
+    cat, weapon = collect(folder).verdicts
+    assert (cat.status, cat.trial_id, cat.curves, cat.images) == ("registered", "abc_3", 2, 2)
+    assert cat.resistance == pytest.approx(0.75)
+    assert cat.retention == pytest.approx((0.85 + 0.9) / 2)
+    assert weapon.kind == "unsafe"
+
+
+def test_what_was_not_attacked_is_not_measured(folder: Path) -> None:
+    table = cross(collect(folder))
+    assert table.shape == (3, 2)
+    assert math.isnan(table.loc["cat"].iloc[1])
+    assert table.loc["cat"].iloc[0] == pytest.approx(0.25)
+    assert table.loc["car"].iloc[0] == pytest.approx(1)
+
+
+def test_trials_of_another_configuration_are_not_shown(folder: Path, tmp_path: Path) -> None:
+    other = build(tmp_path / "study", ended=2, trials=2)
+    old = other / "trials" / "abc_1.json"
+    old.write_text(old.read_text().replace("f" * 64, "e" * 64))
+    assert [trial["trial_id"] for trial in collect(other).trials] == ["abc_2"]
+
+
+def test_figures_and_tables_for_papers(papers: Path) -> None:
+    made = {path.name for path in papers.iterdir()}
+    for name in ("curves", "plane", "cross", "training"):
+        assert {f"{name}.png", f"{name}.svg"} <= made
+    for name in ("verdicts", "attacks", "trials", "probes", "cost"):
+        assert {f"{name}.csv", f"{name}.tex"} <= made
+    table = pd.read_csv(papers / "curves.csv")
+    assert len(table[table["metric"] == "clip_image"]) == 3 * (3 + 3 * 4)
+    strip = next(papers.glob("attack-cat-*.webp"))
+    with Image.open(strip) as animation:
+        assert animation.n_frames == 3
+
+
+def test_unsafe_images_for_papers_are_blurred_for_good(papers: Path) -> None:
+    # Noise keeps its contrast unless it is blurred.
+    cat, weapon = (next(papers.glob(f"attack-{name}-*.png")) for name in ("cat", "weapon"))
+    sharp, blurred = (np.asarray(Image.open(path))[30:100, 200:280].std() for path in (cat, weapon))
+    assert blurred < sharp / 2
+
+
+def test_job_says_in_one_line_what_is_no_study(tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/report.py", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"error: {tmp_path}: no study.json; give a study's folder, as runs/demo\n"
