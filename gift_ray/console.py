@@ -17,6 +17,7 @@ from rich.table import Table
 from gift_ray.errors import GiftError
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
+VERDICT = ("objective", "resistance", "retention")
 # A pipe has no width: wide enough for a leaderboard row.
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
@@ -139,16 +140,31 @@ def verdict(card: dict[str, Any]) -> Table:
 
 
 def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:
-    """The trials, best first: both coordinates, the objective and the searched settings."""
+    """Every trial's models, each model's best first: the objective, both coordinates, the settings.
+
+    A trial that failed has no model; its reason stands at the end.
+    """
     table = Table(title="leaderboard", title_justify="left")
-    for name in ("trial", "objective", "resistance", "retention", *searched, "note"):
-        table.add_column(
-            name, justify="left" if name in ("trial", "note") else "right", no_wrap=True
-        )
-    for row in sorted(rows, key=lambda r: -r["objective"]):
-        numbers = [f"{row[name]:.3f}" for name in ("objective", "resistance", "retention")]
+    for name in (
+        "model",
+        "trial",
+        *VERDICT,
+        *(path.rpartition(".")[2] for path in searched),
+        "note",
+    ):
+        left = name in ("model", "trial", "note")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    models = [(row, model) for row in rows for model in row["arms"]]
+    for row, model in sorted(
+        models, key=lambda pair: (pair[1]["malicious"], -pair[1]["objective"])
+    ):
+        numbers = [f"{model[name]:.3f}" for name in VERDICT]
         settings = [_short(row["values"][name]) for name in searched]
-        table.add_row(row["trial_id"], *numbers, *settings, row["reason"])
+        table.add_row(model["malicious"], row["trial_id"], *numbers, *settings, model["reason"])
+    for row in rows:
+        if not row["arms"]:
+            settings = [_short(row["values"][name]) for name in searched]
+            table.add_row("", row["trial_id"], "", "", "", *settings, row["reason"])
     return table
 
 

@@ -59,8 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
             # was killed before it could.
             def on_trial(trial: Trial) -> None:
                 track(tracker, config, trial, fingerprint)
-                progress.say(f"trial {trial.trial_id}: resistance {trial.resistance:.3f}, "
-                             f"retention {trial.retention:.3f}, objective {trial.objective:.3f}")  # fmt: skip
+                for line in verdicts_of(trial):
+                    progress.say(f"trial {trial.trial_id}: {line}")
 
             trials = search(config, board, on_trial, fingerprint)
             for trial in trials:
@@ -75,6 +75,14 @@ def main(arguments: argparse.Namespace) -> int:
     if not any(model["registered"] for model in chosen):
         raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
     return console.OK
+
+
+def verdicts_of(trial: Trial) -> list[str]:
+    """A trial's models in a line each; why it failed, if it has none."""
+    return [
+        f"{arm['malicious']}: resistance {arm['resistance']:.3f}, retention {arm['retention']:.3f}"
+        for arm in trial.arms
+    ] or [trial.reason]
 
 
 def expected_units(layout: Plan) -> int:
