@@ -19,9 +19,8 @@ COLUMNS = ["L_prior", "mse_malicious", "L_noise", "std_ratio", "correlation"]
 VARIANTS = {
     "sample": {"defense.noise_target": "sample"},
     "frozen": {"defense.noise_target": "frozen"},
-    # A hinge at (almost) zero is silent: what moves is L_noise.
-    "sample, L_noise alone": {"defense.noise_target": "sample", "defense.margin": 1e-6},
-    "frozen, L_noise alone": {"defense.noise_target": "frozen", "defense.margin": 1e-6},
+    "sample, L_noise alone": {"defense.noise_target": "sample", "defense.max_weight": 0},
+    "frozen, L_noise alone": {"defense.noise_target": "frozen", "defense.max_weight": 0},
 }
 
 
