@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Killed, KilledJournal
 from test_config import STUDY
 from tiny import same_weights, weights
+from torch import Tensor
 
 from gift_ray import plugins
 from gift_ray.config import StudyConfig, with_values
@@ -28,6 +28,8 @@ GIFT = {"name": "gift", "max_train_steps": 6, **RATES}
 PI = {"name": "post_immunization", "max_train_steps": 3, "learning_rate": 1e-3, "num_images": 2,
       "num_inference_steps": 2}  # fmt: skip
 IMMA = {"name": "imma", "max_train_steps": 6, "inner_attack": "lora"}
+
+CHAIN = Chain(defenses=(GIFT, IMMA, PI))
 
 
 def trained(
@@ -57,22 +59,32 @@ def test_members_follow_each_other(
     assert not same_weights(weights(both), weights(one))
 
 
+Run = tuple[dict[str, Tensor], list[dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:  # fmt: skip
+    """Weights and log of the chain below, three steps each member."""
+    report = LocalJournal(tmp_path_factory.mktemp("chain") / "straight.safetensors", every=10**6)
+    return weights(trained(CHAIN, tiny_model, malicious, safe, report)), report.rows
+
+
 @pytest.mark.parametrize("kill_at", [2, 4, 6, 8])
 def test_a_killed_chain_continues_inside_its_member_bit_for_bit(
-    kill_at: int, tiny_model: DiffusionModel, malicious: Examples, safe: Examples, tmp_path: Path,
-    killed_journal: KilledJournal,
+    kill_at: int, undisturbed: Run, tiny_model: DiffusionModel, malicious: Examples,
+    safe: Examples, killed_journal: KilledJournal,
 ) -> None:  # fmt: skip
-    """Three steps each: inside every member, and at a boundary."""
-    chain = Chain(defenses=(GIFT, IMMA, PI))
-    straight = LocalJournal(tmp_path / "straight.safetensors", every=10**6)
-    expected = weights(trained(chain, tiny_model, malicious, safe, straight))
-
+    """Inside every member, and at a boundary."""
+    expected, rows = undisturbed
     killed_journal.every = kill_at // 2
     with pytest.raises(Killed):
-        trained(chain, tiny_model, malicious, safe, killed_journal)
-    again = LocalJournal(killed_journal.path, every=1)
-    assert same_weights(weights(trained(chain, tiny_model, malicious, safe, again)), expected)
-    assert again.rows == straight.rows
+        trained(CHAIN, tiny_model, malicious, safe, killed_journal)
+    again = LocalJournal(killed_journal.path, every=10**6)
+    assert same_weights(weights(trained(CHAIN, tiny_model, malicious, safe, again)), expected)
+    assert again.rows == rows
     assert len(again.rows) == 9
 
 

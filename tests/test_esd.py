@@ -145,8 +145,8 @@ def test_the_concept_is_predicted_as_what_leads_away_from_it(
     model: DiffusionModel, d_m: Examples, safe: Examples, journal: LocalJournal
 ) -> None:
     esd = Esd(
-        **LETTER | {"optimizer": "adamw"}, negative_guidance=2.0, learning_rate=3e-3,
-        max_train_steps=40, x_t="off_policy",
+        **LETTER | {"optimizer": "adamw"}, negative_guidance=2.0, learning_rate=1e-2,
+        max_train_steps=15, x_t="off_policy",
     )  # fmt: skip
     edited = trained(esd, model, d_m, safe, journal)
     null = model.encode_prompts([""]).double()
@@ -195,10 +195,10 @@ def test_a_v_prediction_model_is_erased_too(
 ) -> None:
     config = dict(tiny_model.noise_scheduler.config) | {"prediction_type": "v_prediction"}
     model = replace(tiny_model, noise_scheduler=DDPMScheduler.from_config(config))
-    esd = Esd(**LETTER | {"optimizer": "adamw"}, learning_rate=1e-2, max_train_steps=30)
+    esd = Esd(**LETTER | {"optimizer": "adamw"}, learning_rate=1e-2, max_train_steps=12)
     trained(esd, model, malicious, safe, journal)
     losses = [row["loss"] for row in journal.rows]
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
 def test_leaving_the_finite_numbers_is_a_failed_unit(
