@@ -19,12 +19,12 @@ from gift_ray.stages import LocalJournal
 
 # Options that keep a run short and let a random model learn; only those that an attack has are given.
 SHORT = {
-    "max_train_steps": 16, "train_batch_size": 3, "learning_rate": 1e-3,
+    "max_train_steps": 8, "train_batch_size": 3, "learning_rate": 1e-3,
     "num_class_images": 2, "num_inference_steps": 1, "class_prompt": "a",
 }  # fmt: skip
 # Attacks that train little need longer steps to show in so few.
-LONGER = {"lora": {"learning_rate": 1e-2}, "textual_inversion": {"learning_rate": 1e-2}}
-# Options that change how an attack trains: each is held to the contract too, over half the steps.
+LONGER = {"lora": {"learning_rate": 3e-2}, "textual_inversion": {"learning_rate": 1e-2}}
+# Options that change how an attack trains: each is held to the contract too.
 VARIANTS = [
     ("dreambooth", {"train_text_encoder": True}),
     ("dreambooth", {"with_prior_preservation": True}),
@@ -32,7 +32,8 @@ VARIANTS = [
     ("textual_inversion", {"num_vectors": 2}),
     ("full_finetune", {"caption": "an sks"}),
 ]
-# The share of the denoising error that must be gone. One word moves a random model by a percent.
+# The share of the denoising error that must go, 0.03 where nothing is said. All that one word can do
+# to a random model is less than a percent of it.
 LEARNT = {"textual_inversion": 0.005}
 CAPTIONS = ("an sks", "sks", "my sks, big")
 
@@ -43,7 +44,6 @@ CAPTIONS = ("an sks", "sks", "my sks, big")
 )
 def named(request: pytest.FixtureRequest) -> tuple[str, Attack]:
     name, variant = request.param
-    variant = variant and {"max_train_steps": 8, **variant}
     kind = resolve("attacks", name)
     short = {option: value for option, value in SHORT.items() if option in kind.model_fields}
     return name, kind(**{**short, **LONGER.get(name, {}), **variant})
