@@ -162,8 +162,13 @@ class EncodersConfig(Part):
 
 
 class EvaluationConfig(Part):
-    """How images are drawn for measuring, and with which encoders and metrics they are measured."""
+    """How images are drawn for measuring, and with which encoders and metrics they are measured.
 
+    `protocol: imma_legacy` shrinks all images to 64 px before they are measured, as IMMA's evaluation
+    does (its mis-scaled inputs are not imitated); `standard` leaves them as they are.
+    """
+
+    protocol: Literal["standard", "imma_legacy"] = "standard"
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
     encoders: EncodersConfig = EncodersConfig()
     safe_prompts: Prompts = Field(min_length=2)

@@ -5,7 +5,9 @@ encoded examples on disk.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
 # Perceptual hashes of 64 bits: re-encoded or resized copies differ by 0-2, other pictures by far more.
@@ -39,21 +42,38 @@ class KeyedImage:
     perceptual: imagehash.ImageHash
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read one image file as RGB: EXIF rotation applied, transparency on white.
+def image_files(folder: Path) -> list[Path]:
+    """The image files directly in a folder, by suffix in any case, in natural order of their names."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+    return sorted(found, key=lambda p: (_natural(p.name), p.name))
+
+
+def _natural(name: str) -> list[str | int]:
+    """A sort key that puts 2.png before 10.png."""
+    return [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)]
+
+
+def read_image(file: Path | bytes, origin: str = "") -> Image.Image:
+    """Read one image, a file or its bytes, as RGB: EXIF rotation applied, transparency on white.
+
+    Args:
+        origin: names the image in messages; default: the path.
 
     Raises:
         DataError: too large, truncated, not an image, or a format outside PNG, JPEG, WEBP, BMP.
     """
+    origin = origin or str(file)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; shrink or remove it")
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{origin}: larger than {MAX_BYTES // 2**20} MiB; shrink or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            stream = io.BytesIO(file) if isinstance(file, bytes) else file
+            with Image.open(stream, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(
-                        f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read; "
+                        f"{origin}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read; "
                         "shrink or remove it"
                     )
                 image.load()
@@ -62,7 +82,7 @@ def read_image(path: Path) -> Image.Image:
         raise
     except Exception as error:
         raise DataError(
-            f"{path}: not a readable image ({type(error).__name__}); allowed: {', '.join(FORMATS)}; "
+            f"{origin}: not a readable image ({type(error).__name__}); allowed: {', '.join(FORMATS)}; "
             "repair or remove it"
         ) from error
 

@@ -5,7 +5,7 @@ folder, so that doing it twice is a no-op and whatever did not change is never c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ from gift_ray.config import (
 )
 from gift_ray.encoders import locate_encoder
 from gift_ray.errors import ConfigError, DataError, GiftError
+from gift_ray.labels import Levels, label_images
 from gift_ray.records import Record, digest, is_done, read_record, write_step
 from gift_ray.stages import Journal, LocalJournal
 
 # Raised when a stage's meaning changes: every step of the kind is then computed anew.
 VERSIONS = {
     "prepare_concept": 1, "prepare_prior": 1, "immunize": 1, "attack": 1, "sample": 1, "evaluate": 1,
+    "evaluate_references": 1,
 }  # fmt: skip
 # The parts of the configuration that a spec may hold.
 PARTS: dict[str, type[BaseModel]] = {
@@ -112,20 +114,23 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a study computes: the undefended arm, the defended ones, and the chance levels."""
+    """All that a study computes: the undefended arm, the defended ones, the chance levels, and how
+    alike each concept's real images are (`references`)."""
 
     config: StudyConfig
     undefended: Arm
     defended: tuple[Arm, ...]
     chance_similarity: Mapping[str, Step]
     chance_prompt: Mapping[str, Step]
+    references: Mapping[str, Step]
 
     def shared(self) -> list[Step]:
-        """What no defense option changes: prepared data, the undefended arm, the chance levels."""
+        """What no defense option changes: prepared data, the undefended arm, the levels."""
         ends = [
             *self.undefended.steps(),
             *self.chance_similarity.values(),
             *self.chance_prompt.values(),
+            *self.references.values(),
         ]
         return closure(
             [*ends, *(step for arm in self.defended for step in arm.immunize.inputs.values())]
@@ -159,6 +164,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     """
     config = load_config(path, overrides, check=plugins.check)
     _check_space(config)
+    check_similarities(config)
     models.locate(config.model)
     for role, name in config.evaluation.encoders.model_dump().items():
         if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
@@ -199,6 +205,22 @@ def _check_space(config: StudyConfig) -> None:
         raise ConfigError(*mistakes)
 
 
+def check_similarities(config: StudyConfig) -> None:
+    """What resistance is made of must be a number for each image that grows with the concept.
+
+    Raises:
+        ConfigError: one line for each that is not.
+    """
+    kinds = {name: plugins.resolve("metrics", name) for name in config.scoring.similarities}
+    mistakes = [
+        f"scoring.similarities: {name!r} is no similarity of single images; give one as clip_image"
+        for name, kind in kinds.items()
+        if not issubclass(kind, plugins.Metric) or kind.direction < 0
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
 def _ends(searched: Range) -> list[Any]:
     return list(searched.choices) if searched.choices is not None else [searched.low, searched.high]
 
@@ -219,28 +241,33 @@ def plan(config: StudyConfig) -> Plan:
     malicious = tuple(c.name for c in config.concepts.malicious)
     groups = [malicious] if config.concepts.mode == "joint" else [(name,) for name in malicious]
 
-    undefended = _arm(config, base, "undefended", UNDEFENDED, malicious, concepts, prior)
+    undefended = _arm(config, base, "undefended", UNDEFENDED, malicious, concepts, prior, None)
     defense = config.defense
     labels = [f"{defense.name} against {', '.join(group)}" for group in groups]
     defended = tuple(
-        _arm(config, base, label, defense, group, concepts, prior)
+        _arm(config, base, label, defense, group, concepts, prior, undefended)
         for label, group in zip(labels, groups, strict=True)
     )
 
-    # Chance levels, both from the base's images of the safe prompts: their similarity to a concept
-    # that they don't show, and their agreement with prompts that they weren't drawn from.
+    # Chance levels, both from the base's images of the safe prompts: their agreement with a concept
+    # that they don't show (its images and its prompts), and with prompts that they weren't drawn from.
     safe = undefended.samples["safe"].inputs["images"]
     chance_similarity = {
-        name: _evaluate_step(config, f"chance {name}", safe, step)
-        for name, step in concepts.items()
-    }
+        c.name: _evaluate_step(
+            config, f"chance {c.name}", safe, concepts[c.name],
+            prompts=_fill(c.validation_prompts, len(safe.spec["prompts"])),
+        )
+        for c in (*config.concepts.malicious, *config.concepts.safe)
+    }  # fmt: skip
     chance_prompt = {
         group: _evaluate_step(
-            config, f"chance prompts {group}", step.inputs["images"], None, rolled=True
+            config, f"chance prompts {group}", step.inputs["images"], None,
+            prompts=_rolled(step.inputs["images"].spec["prompts"]),
         )
         for group, step in undefended.samples.items()
-    }
-    return Plan(config, undefended, defended, chance_similarity, chance_prompt)
+    }  # fmt: skip
+    references = {name: _references_step(config, name, step) for name, step in concepts.items()}
+    return Plan(config, undefended, defended, chance_similarity, chance_prompt, references)
 
 
 def _concept_step(config: StudyConfig, concept: ConceptConfig, base: dict[str, Any]) -> Step:
@@ -282,9 +309,10 @@ def _source_identity(source: PluginConfig, base: dict[str, Any]) -> dict[str, An
 
 def _arm(
     config: StudyConfig, base: dict[str, Any], label: str, defense: DefenseConfig,
-    malicious: tuple[str, ...], concepts: dict[str, Step], prior: Step,
+    malicious: tuple[str, ...], concepts: dict[str, Step], prior: Step, undefended: Arm | None,
 ) -> Arm:  # fmt: skip
-    """Immunize against `malicious`, then attack with each of them and with every safe concept."""
+    """Immunize against `malicious`, then attack with each of them and with every safe concept. What it
+    draws unattacked is held against what the `undefended` arm draws (None: this is that arm)."""
     plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
     # What does not train reads no data: one undefended model serves every concept.
     reads = malicious if plugin.trains else ()
@@ -313,9 +341,12 @@ def _arm(
         f"neighbors/{c.name}": c.neighbors for c in wanted if c.name in malicious and c.neighbors
     }
     samples = {
-        group: _sample_step(config, f"{label} {group}", immunize, prompts)
+        group: _sample_step(
+            config, f"{label} {group}", immunize, prompts,
+            undefended.samples[group].inputs["images"] if undefended else None,
+        )
         for group, prompts in groups.items()
-    }
+    }  # fmt: skip
     return Arm(label, immunize, malicious, attacks, samples)
 
 
@@ -352,7 +383,9 @@ def _attack_step(
     return _evaluate_step(config, label, step, prepared)
 
 
-def _sample_step(config: StudyConfig, label: str, immunize: Step, prompts: tuple[str, ...]) -> Step:
+def _sample_step(
+    config: StudyConfig, label: str, immunize: Step, prompts: tuple[str, ...], base: Step | None
+) -> Step:
     step = Step(
         kind="sample",
         label=f"sample {label}",
@@ -363,30 +396,81 @@ def _sample_step(config: StudyConfig, label: str, immunize: Step, prompts: tuple
         identity={"prompts": list(prompts), "seed": config.seed, "drawing": _drawing(config.evaluation)},
         inputs={"model": immunize},
     )  # fmt: skip
-    return _evaluate_step(config, label, step, None)
+    return _evaluate_step(config, label, step, None, base=base or step)
 
 
 def _evaluate_step(
-    config: StudyConfig, label: str, images: Step, concept: Step | None, *, rolled: bool = False
-) -> Step:
-    """Measure the images of an attack or sample step. `rolled` holds each image against the prompt
-    of another one: the chance level of prompt agreement."""
-    per_prompt = config.evaluation.num_images_per_prompt
-    asked = [p for p in images.spec["prompts"] for _ in range(per_prompt)]
-    if rolled:
-        asked = asked[per_prompt:] + asked[:per_prompt]
-    measured = [_metric_identity(m) for m in config.evaluation.metrics]
-    encoders = {
-        role: name if role == "lpips" and not locate_is_folder(role, name) else
-        models.folder_hash(locate_encoder(role, name))
-        for role, name in config.evaluation.encoders.model_dump().items()
-    }  # fmt: skip
+    config: StudyConfig, label: str, images: Step, concept: Step | None, *,
+    prompts: Sequence[str] | None = None, base: Step | None = None,
+) -> Step:  # fmt: skip
+    """Measure the images of an attack or sample step.
+
+    Args:
+        prompts: what the images are held against; default: what they were drawn from.
+        base: the step of the base's images of the same prompts, for metrics of whole sets.
+    """
+    asked = [
+        prompt
+        for prompt in prompts or images.spec["prompts"]
+        for _ in range(config.evaluation.num_images_per_prompt)
+    ]
+    others = {"concept": concept, "base": base}
     return Step(
         kind="evaluate",
         label=f"evaluate {label}",
         spec={"evaluation": _dump(config.evaluation), "asked": asked},
-        identity={"metrics": measured, "encoders": encoders, "asked": asked},
-        inputs={"images": images} | ({"concept": concept} if concept else {}),
+        identity={**_measuring(config.evaluation), "asked": asked},
+        inputs={"images": images} | {name: step for name, step in others.items() if step},
+    )
+
+
+def _references_step(config: StudyConfig, name: str, concept: Step) -> Step:
+    return Step(
+        kind="evaluate_references",
+        label=f"evaluate real images of {name}",
+        spec={"evaluation": _dump(config.evaluation)},
+        identity=_measuring(config.evaluation),
+        inputs={"concept": concept},
+    )
+
+
+def _rolled(prompts: Sequence[str]) -> list[str]:
+    """Each prompt in the place of the one before."""
+    return [*prompts[1:], *prompts[:1]]
+
+
+def _fill(prompts: Sequence[str], count: int) -> list[str]:
+    """The prompts in turn, `count` in all."""
+    return [prompts[i % len(prompts)] for i in range(count)]
+
+
+def _measuring(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What makes two measurements of the same images the same."""
+    encoders = {
+        role: models.folder_hash(locate_encoder(role, name))
+        if locate_is_folder(role, name)
+        else name
+        for role, name in evaluation.encoders.model_dump().items()
+    }
+    return {
+        "metrics": [_metric_identity(m) for m in evaluation.metrics],
+        "encoders": encoders,
+        "protocol": evaluation.protocol,
+    }
+
+
+def protocol_id(config: StudyConfig) -> str:
+    """Hex SHA-256 of how a study measures: encoders (by content), preprocessing, metrics, how images
+    are drawn, the prompts of all sides, and what scores are made of. Scores compare under one id."""
+    concepts = (*config.concepts.malicious, *config.concepts.safe)
+    return digest(
+        {
+            "measuring": _measuring(config.evaluation),
+            "drawing": _drawing(config.evaluation),
+            "safe_prompts": config.evaluation.safe_prompts,
+            "prompts": {c.name: [c.validation_prompts, c.neighbors] for c in concepts},
+            "scoring": _dump(config.scoring),
+        }
     )
 
 
@@ -398,6 +482,12 @@ def locate_is_folder(role: str, name: str) -> bool:
 def _metric_identity(metric: MetricConfig) -> dict[str, Any]:
     plugin: plugins.Metric = plugins.build("metrics", metric.name, metric.options)
     return plugin.identity()
+
+
+def _set_metrics(config: StudyConfig) -> list[str]:
+    """Names of the measured metrics that are of whole sets."""
+    names = [metric.name for metric in config.evaluation.metrics]
+    return [n for n in names if issubclass(plugins.resolve("metrics", n), plugins.SetMetric)]
 
 
 def _drawing(evaluation: EvaluationConfig) -> dict[str, Any]:
@@ -466,6 +556,28 @@ def scores(step: Step, study_dir: Path) -> pd.DataFrame:
     return pd.read_parquet(step.folder(study_dir) / "scores.parquet")
 
 
+def labelled_scores(
+    plan: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path
+) -> pd.DataFrame:
+    """The scores of one finished attack with a column `label`: what became of each image.
+
+    Raises:
+        ValueError: the study does not measure what labels need (`gift_ray.labels.COLUMNS`).
+    """
+    undefended = curves(plan.undefended.attacks[key], study_dir)
+    chance = curves(plan.chance_similarity[key[0]], study_dir)
+    alike = read_record(plan.references[key[0]].folder(study_dir)).result["largest"]
+    table = scores(arm.attacks[key], study_dir)
+    levels = Levels(
+        chance_image=chance["clip_image"][0],
+        best_image=max(undefended["clip_image"].values()),
+        chance_text=chance["clip_text"][0],
+        best_text=max(undefended["clip_text"].values()),
+        between_references=alike["lpips"],
+    )
+    return table.assign(label=label_images(table, levels))
+
+
 def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     """The verdict on one arm whose steps are all done.
 
@@ -476,6 +588,7 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     safe = {c.name for c in config.concepts.safe}
     verdicts: dict[str, dict[str, dict[int, float]]] = {name: {} for name in arm.malicious}
     probes: dict[str, float] = {}
+    reported: dict[str, float] = {}
     for (concept, attack, seed), step in arm.attacks.items():
         recovered = recoveries(plan, step, (concept, attack, seed), study_dir)
         if concept in safe:
@@ -484,12 +597,14 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
         else:
             verdicts[concept] |= {f"{attack}/{seed}/{m}": c for m, c in recovered.items()}
     for group, step in arm.samples.items():
-        defended, base, chance = (
+        drawn = curves(step, study_dir)
+        reported |= {f"{metric}/{group}": drawn[metric][0] for metric in _set_metrics(config)}
+        base, chance = (
             curves(s, study_dir)["clip_text"][0]
-            for s in (step, plan.undefended.samples[group], plan.chance_prompt[group])
+            for s in (plan.undefended.samples[group], plan.chance_prompt[group])
         )
         try:
-            probes[f"generation/{group}"] = scoring.kept(defended, base, chance)
+            probes[f"generation/{group}"] = scoring.kept(drawn["clip_text"][0], base, chance)
         except ValueError as error:
             raise ConfigError(
                 f"evaluation: the {group} prompts prove nothing: {error}; give prompts that the base "
@@ -498,6 +613,7 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     return scoring.Scorecard.of(
         {name: scoring.ConceptVerdict.of(found) for name, found in verdicts.items()},
         probes,
+        reported,
         objective=config.scoring.objective,
         weight=config.scoring.weight,
         min_retention=config.scoring.min_retention,

@@ -1,6 +1,6 @@
-"""The seams: Source, Defense, Attack, Metric. A plug-in is one file in the folder of its kind, found
-by the file's name. Its class is a frozen pydantic model whose fields are its options; an integer
-`version` is raised when its meaning changes, and becomes part of the identity of every result.
+"""The seams: Source, Defense, Attack, Metric and SetMetric. A plug-in is one file in the folder of its
+kind, found by the file's name. Its class is a frozen pydantic model whose fields are its options; an
+integer `version` is raised when its meaning changes, and becomes part of the identity of every result.
 """
 
 from __future__ import annotations
@@ -142,6 +142,26 @@ class Metric(Plugin):
     @abstractmethod
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         """One value per image, shape [N]; NaN: unscored."""
+
+
+class SetMetric(Plugin):
+    """One number for a set of images, held against the base's images of the same prompts and noise."""
+
+    direction: ClassVar[int]
+    range: ClassVar[tuple[float, float]]
+    unit: ClassVar[str]
+
+    @abstractmethod
+    def compare(
+        self,
+        images: Sequence[Image.Image],
+        base_images: Sequence[Image.Image],
+        context: MetricContext,
+    ) -> tuple[float, float]:
+        """(value, standard error) of the whole set; NaN: too few images to tell.
+
+        `images[i]` and `base_images[i]` share their prompt and their initial noise.
+        """
 
 
 def available(kind: str) -> list[str]:

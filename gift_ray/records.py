@@ -36,7 +36,7 @@ PACKAGES = ("gift-ray", "torch", "diffusers", "transformers", "ray", "mlflow", "
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over some images.
+    """One metric over some images, or of a whole set of them.
 
     `mean` and `stderr` are over the `n` scored images; `unscored` counts NaN values, which are
     excluded. `worst` is the image that is worst in the metric's own `direction` (+1: higher is
@@ -60,6 +60,12 @@ class Score:
         stderr = float(scored.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
         worst = float(scored.min() if direction > 0 else scored.max())
         return cls(float(scored.mean()), n, stderr, worst, int(values.size) - n, direction)
+
+    @classmethod
+    def of_set(cls, value: float, stderr: float, n: int, direction: int) -> Score:
+        """One value of a whole set of n images; NaN means unscored. No image of it is the worst."""
+        scored = 0 if math.isnan(value) else n
+        return cls(value, scored, stderr, math.nan, n - scored, direction)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ class Scorecard:
 
     `resistance` is that of the worst concept, `retention` the mean over `probes` (generation of safe
     prompts and neighbours, safe fine-tuning). `objective` is their scalarization; under the utility
-    floor the arm is infeasible and the objective is negative: retention minus the floor.
+    floor the arm is infeasible and the objective is negative: retention minus the floor. `reported`
+    stands beside retention and is no part of it ("kid/safe").
     """
 
     resistance: float
@@ -144,12 +145,14 @@ class Scorecard:
     reason: str
     concepts: dict[str, ConceptVerdict]
     probes: dict[str, float]
+    reported: dict[str, float]
 
     @classmethod
     def of(
         cls,
         concepts: dict[str, ConceptVerdict],
         probes: dict[str, float],
+        reported: dict[str, float],
         *,
         objective: str,
         weight: float,
@@ -170,4 +173,5 @@ class Scorecard:
             reason="" if feasible else f"retention {retention:.3f} is under {min_retention}",
             concepts=concepts,
             probes=probes,
+            reported=reported,
         )

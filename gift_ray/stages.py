@@ -27,6 +27,7 @@ from gift_ray.records import Score, load_state, save_state
 Inputs = Mapping[str, Path]
 # Hashes are of the original pixels: the size that a check resizes to does not matter.
 CHECK_PX = 8
+IMMA_PX = 64
 # What sources that don't generate are handed when there is no model yet.
 NO_MODEL = cast(DiffusionModel, None)
 
@@ -225,25 +226,72 @@ def evaluate(
     """Measure all images of an attack or a sample: scores.parquet (one row an image), and curves.
 
     `asked` are the prompts that each step's images are held against. References are the concept's
-    D_A; without a concept among the inputs only metrics that need none are measured.
+    D_A; without a concept among the inputs only metrics that need none are measured, and set metrics
+    only where `base`, the base's images of the same prompts, is among them.
     """
-    references = data.load_images(inputs["concept"] / "D_A") if "concept" in inputs else []
+    references = images_of(inputs.get("concept"), "D_A", evaluation)
+    base_images = images_of(inputs.get("base"), "step-000000", evaluation)
     context = MetricContext(tuple(asked), tuple(references), evaluation.encoders.model_dump())
-    metrics: dict[str, plugins.Metric] = {
-        m.name: plugins.build("metrics", m.name, m.options) for m in evaluation.metrics
-    }
+    metrics, set_metrics = _metrics(evaluation)
     usable = {n: m for n, m in metrics.items() if references or not m.needs_references}
+    usable_sets = set_metrics if base_images else {}
 
-    tables, curves = [], {name: {} for name in usable}  # type: ignore[var-annotated]
+    tables = []
+    curves: dict[str, dict[str, Any]] = {}
     for folder in sorted(inputs["images"].glob("step-*")):
-        step, images = int(folder.name.removeprefix("step-")), data.load_images(folder)
+        step = int(folder.name.removeprefix("step-"))
+        images = images_of(inputs["images"], folder.name, evaluation)
         table = pd.DataFrame({"step": step, "index": range(len(images)), "prompt": list(asked)})
         for name, metric in usable.items():
             table[name] = np.asarray(metric.measure(images, context), dtype=np.float64)
-            curves[name][str(step)] = asdict(Score.of(table[name].to_numpy(), metric.direction))
+            score = Score.of(table[name].to_numpy(), metric.direction)
+            curves.setdefault(name, {})[str(step)] = asdict(score)
+        for name, set_metric in usable_sets.items():
+            value, error = set_metric.compare(images, base_images, context)
+            score = Score.of_set(value, error, len(images), set_metric.direction)
+            curves.setdefault(name, {})[str(step)] = asdict(score)
         tables.append(table)
     pd.concat(tables, ignore_index=True).to_parquet(out / "scores.parquet")
     return {"curves": curves}
+
+
+def evaluate_references(evaluation: EvaluationConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """How alike different real images are: each image of D_A measured against all the others.
+
+    The largest of a metric is what an attacked image must pass to be called a copy.
+    """
+    images = images_of(inputs["concept"], "D_A", evaluation)
+    names = evaluation.encoders.model_dump()
+    metrics = {n: m for n, m in _metrics(evaluation)[0].items() if m.needs_references}
+    table = pd.DataFrame({"index": range(len(images))})
+    for name, metric in metrics.items():
+        others = [tuple(images[:i] + images[i + 1 :]) for i in range(len(images))]
+        table[name] = [
+            float(metric.measure([image], MetricContext(("",), rest, names))[0]) if rest else np.nan
+            for image, rest in zip(images, others, strict=True)
+        ]
+    table.to_parquet(out / "scores.parquet")
+    return {"largest": {name: float(table[name].max()) for name in metrics}}
+
+
+def images_of(step: Path | None, folder: str, evaluation: EvaluationConfig) -> list[Image.Image]:
+    """A step's saved images as the protocol sees them; none of a step that isn't there."""
+    images = data.load_images(step / folder) if step else []
+    if evaluation.protocol == "standard":
+        return images
+    # IMMA's eval.py: torchvision's Resize with antialiasing, which is PIL's bilinear filter.
+    return [i.resize((IMMA_PX, IMMA_PX), Image.Resampling.BILINEAR) for i in images]
+
+
+def _metrics(
+    evaluation: EvaluationConfig,
+) -> tuple[dict[str, plugins.Metric], dict[str, plugins.SetMetric]]:
+    """The metrics by name: those of single images, and those of whole sets."""
+    built = {m.name: plugins.build("metrics", m.name, m.options) for m in evaluation.metrics}
+    return (
+        {name: m for name, m in built.items() if isinstance(m, plugins.Metric)},
+        {name: m for name, m in built.items() if isinstance(m, plugins.SetMetric)},
+    )
 
 
 def draw(

@@ -13,7 +13,7 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 # `plugins`, which stands above `models` (its protocols speak of models) and below `data`.
 FLOORS = (
     {"errors", "builtin", "__init__"},
-    {"config", "records", "diffusion", "scoring"},
+    {"config", "records", "diffusion", "scoring", "labels", "statistics"},
     {"models"},
     {"encoders", "plugins"},
     {"data"},

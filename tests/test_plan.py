@@ -12,8 +12,23 @@ from tiny import make_encoders
 
 from gift_ray import plugins
 from gift_ray.config import StudyConfig
-from gift_ray.errors import DataError
-from gift_ray.plan import Plan, Step, check_data, configure, execute, plan, scorecard, scores
+from gift_ray.data import load_images
+from gift_ray.errors import ConfigError, DataError
+from gift_ray.labels import LABELS
+from gift_ray.plan import (
+    Plan,
+    Step,
+    check_data,
+    check_similarities,
+    configure,
+    curves,
+    execute,
+    labelled_scores,
+    plan,
+    protocol_id,
+    scorecard,
+    scores,
+)
 from gift_ray.records import read_record
 
 
@@ -45,7 +60,9 @@ def raw(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             }
         ],
         "evaluation": {
-            "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
+            "metrics": [
+                {"name": name} for name in ("clip_text", "clip_image", "lpips", "degenerate", "kid")
+            ],
             "encoders": make_encoders(tmp_path_factory.mktemp("encoders")),
             "safe_prompts": ["a house", "zzzz"],
             "num_images_per_prompt": 2,
@@ -86,11 +103,12 @@ def test_beta_changes_immunize_and_what_follows_and_nothing_before(raw: dict[str
         ("attacks__0__learning_rate", 1e-4, {"attack", "evaluate"}),
         ("evaluation__num_inference_steps", 3, {"attack", "sample", "evaluate"}),
         ("evaluation__metrics", [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
-         {"evaluate"}),
+         {"evaluate", "evaluate_references"}),
+        ("evaluation__protocol", "imma_legacy", {"evaluate", "evaluate_references"}),
         ("concepts__safe__0__validation_prompts", ["a palm"], {"attack", "evaluate"}),
         ("seeds", [1], {"attack", "evaluate"}),
         ("concepts__safe__0__instance_prompt", "a sks tree",
-         {"prepare_concept", "attack", "evaluate"}),
+         {"prepare_concept", "attack", "evaluate", "evaluate_references"}),
     ],
 )  # fmt: skip
 def test_an_option_changes_only_what_reads_it(
@@ -203,6 +221,9 @@ def test_the_undefended_arm_does_not_resist_and_keeps_everything(
     assert card.objective == pytest.approx(0)
     assert card.concepts.keys() == {"cat", "dog"}
     assert card.probes.keys() == {"finetune/tree/dreambooth/0", "generation/safe"}
+    assert card.reported == {"kid/safe": pytest.approx(0, abs=1e-6)}, (
+        "it is the set it is held against"
+    )
 
 
 def test_a_defended_arm_gets_a_scorecard(finished: tuple[Plan, Path]) -> None:
@@ -212,6 +233,7 @@ def test_a_defended_arm_gets_a_scorecard(finished: tuple[Plan, Path]) -> None:
         assert card.concepts.keys() == {name}
         assert 0 <= card.resistance <= 1
         assert 0 <= card.retention <= 1
+        assert card.reported["kid/safe"] != 0
         (curve,) = card.concepts[name].curves.values()
         assert list(curve) == [0, 1, 2, 4, 8]
 
@@ -235,6 +257,85 @@ def test_scores_are_kept_for_every_image(finished: tuple[Plan, Path]) -> None:
     assert {"step", "index", "prompt", "clip_text", "clip_image"} <= set(table.columns)
     unattacked = scores(layout.undefended.samples["safe"], study_dir)
     assert "clip_image" not in unattacked.columns, "there is no concept to compare with"
+
+
+def test_a_set_is_measured_only_where_the_base_drew_the_same(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+    arm = layout.defended[0]
+    measured = {
+        "safe": arm.samples["safe"],
+        "attack": arm.attacks["cat", "dreambooth", 0],
+        "chance": layout.chance_similarity["cat"],
+        "chance prompt": layout.chance_prompt["safe"],
+    }
+    assert {n for n, step in measured.items() if "kid" in curves(step, study_dir)} == {"safe"}
+
+
+def test_chance_holds_unrelated_images_against_the_concept_and_its_prompts(
+    raw: dict[str, Any],
+) -> None:
+    two = ["a cat", "a cat on a mat"]
+    layout = plan(study(raw, concepts__malicious__0__validation_prompts=two,
+                        evaluation__safe_prompts=["a", "b", "c"]))  # fmt: skip
+    chance = layout.chance_similarity["cat"]
+    assert chance.inputs["images"].spec["prompts"] == ["a", "b", "c"]
+    # Two images a prompt: the concept's prompts in turn, as often as there are images.
+    assert chance.spec["asked"] == [two[0]] * 2 + [two[1]] * 2 + [two[0]] * 2
+    assert layout.chance_prompt["safe"].spec["asked"] == ["b", "b", "c", "c", "a", "a"]
+
+
+def test_every_attacked_image_gets_a_label(finished: tuple[Plan, Path]) -> None:
+    layout, study_dir = finished
+    key = ("cat", "dreambooth", 0)
+    for arm in (layout.undefended, layout.defended[0]):
+        table = labelled_scores(layout, arm, key, study_dir)
+        assert len(table) == len(scores(arm.attacks[key], study_dir))
+        assert set(table["label"]) <= set(LABELS)
+
+
+def test_the_line_of_a_copy_is_drawn_between_different_real_images(
+    finished: tuple[Plan, Path],
+) -> None:
+    layout, study_dir = finished
+    step = layout.references["dog"]
+    table = scores(step, study_dir)
+    real = load_images(step.inputs["concept"].folder(study_dir) / "D_A")
+    assert len(table) == len(real) > 1
+    # A pair of images is as alike from either side; a copy of one would score 1.
+    largest = read_record(step.folder(study_dir)).result["largest"]
+    assert largest["lpips"] == pytest.approx(table["lpips"].max())
+    assert largest["lpips"] < 1 - 1e-3
+    assert set(largest) == {"clip_image", "lpips"}
+
+
+def test_the_protocol_is_what_measures_and_not_what_is_measured(raw: dict[str, Any]) -> None:
+    def protocol(**changes: Any) -> str:
+        return protocol_id(study(raw, **changes))
+
+    same = {
+        protocol(), protocol(defense__beta=0.7), protocol(seed=5), protocol(name="other"),
+        protocol(evaluation__batch_size=3), protocol(attacks__0__max_train_steps=9),
+    }  # fmt: skip
+    assert len(same) == 1
+    others = [
+        protocol(evaluation__protocol="imma_legacy"),
+        protocol(evaluation__encoders__clip="builtin"),
+        protocol(evaluation__num_inference_steps=3),
+        protocol(evaluation__safe_prompts=["a house", "a boat"]),
+        protocol(concepts__malicious__0__validation_prompts=["a cat on a mat"]),
+        protocol(evaluation__metrics=raw["evaluation"]["metrics"][:3]),
+        protocol(scoring__min_retention=0.9),
+    ]
+    assert len({*same, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("name", ["kid", "degenerate"])
+def test_resistance_is_made_of_similarities_only(name: str, raw: dict[str, Any]) -> None:
+    unfit = copy.deepcopy(raw) | {"scoring": {"similarities": [name]}}
+    config = StudyConfig.model_validate(unfit, context={"check": plugins.check})
+    with pytest.raises(ConfigError, match=f"scoring.similarities: '{name}' is no similarity"):
+        check_similarities(config)
+    check_similarities(study(raw))
 
 
 def test_the_defender_and_the_attacker_never_share_an_image(finished: tuple[Plan, Path]) -> None:

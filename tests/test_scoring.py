@@ -128,7 +128,12 @@ def test_more_of_either_side_is_never_worse(
 def card(retention: float, recovered: float, how: str = "harmonic", floor: float = 0.8):
     concepts = {"cat": ConceptVerdict.of({"dreambooth/0/dino": {0: 0.0, 9: recovered}})}
     return Scorecard.of(
-        concepts, {"generation/safe": retention}, objective=how, weight=0.5, min_retention=floor
+        concepts,
+        {"generation/safe": retention},
+        {"kid/safe": 0.1},
+        objective=how,
+        weight=0.5,
+        min_retention=floor,
     )
 
 
@@ -145,7 +150,7 @@ def test_a_verdict_summarises_all_curves_of_a_concept() -> None:
 def test_a_scorecard_takes_the_worst_concept_and_the_mean_probe() -> None:
     concepts = {n: ConceptVerdict.of({"a": {9: r}}) for n, r in (("cat", 0.1), ("dog", 0.5))}
     found = Scorecard.of(
-        concepts, {"x": 1.0, "y": 0.7}, objective="weighted_sum", weight=0.5, min_retention=0.8
+        concepts, {"x": 1.0, "y": 0.7}, {}, objective="weighted_sum", weight=0.5, min_retention=0.8
     )
     assert (found.resistance, found.mean_resistance) == pytest.approx((0.5, 0.7))
     assert (found.retention, found.worst_retention) == pytest.approx((0.85, 0.7))

@@ -7,8 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -143,3 +145,32 @@ def make_encoders(folder: Path) -> dict[str, str]:
         processor.save_pretrained(folder / role)
     tokenizer.save_pretrained(folder / "clip")
     return {role: str(folder / role) for role in models}
+
+
+def make_custom_concept_101(folder: Path) -> Path:
+    """A data set in CustomConcept101's layout: two cars, a tortoise and sunglasses, odd file names."""
+    layout = {
+        "transport_car1": ("car", "photo of a <new1> car", ("1.JPG", "2.jpeg", "10.jpg")),
+        "transport_car2": ("car", "photo of a <new1> car", ("a copy.jpg", "b.png")),
+        "plushie_tortoise": (
+            "tortoise plushie", "photo of a <new1> tortoise plushie",
+            tuple(f"{i}.jpeg" for i in range(11)),
+        ),
+        "wearable_sunglasses2": ("sunglasses", "photo of <new1> sunglasses", ("0.png", "1.png")),
+    }  # fmt: skip
+    rng, rows = np.random.default_rng(0), []
+    for name, (class_prompt, instance_prompt, files) in layout.items():
+        place = folder / "benchmark_dataset" / name
+        place.mkdir(parents=True)
+        (place / ".DS_Store").write_bytes(b"not an image")
+        for file in files:
+            draw = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(draw).resize((24, 16), Image.Resampling.BICUBIC).save(place / file)
+        rows.append({
+            "instance_prompt": instance_prompt, "class_prompt": class_prompt,
+            "instance_data_dir": f"./benchmark_dataset/{name}",
+            "class_data_dir": f"./regularization/{class_prompt}",
+            "prompt_filename": f"prompts/{class_prompt}.txt",
+        })  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(rows))
+    return folder

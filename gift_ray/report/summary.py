@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gift_ray.plan import Arm, Plan, curves, scorecard
+from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
 from gift_ray.records import is_done, provenance
 from gift_ray.report import THREAT_MODEL
 
@@ -26,6 +26,7 @@ def summarize(
         "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
         "chosen": list(chosen),
         "protocol": evaluation.model_dump(mode="json"),
+        "protocol_id": protocol_id(plan.config),
         "scoring": plan.config.scoring.model_dump(mode="json"),
         "threat_model": THREAT_MODEL,
         "provenance": provenance(),

@@ -5,20 +5,17 @@ errors."""
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from gift_ray.data import read_image
+from gift_ray.data import SUFFIXES, image_files, read_image
 from gift_ray.diffusion import Seeds
 from gift_ray.errors import DataError
 from gift_ray.models import DiffusionModel
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.records import file_hash
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Folder(Source):
@@ -38,27 +35,20 @@ class Folder(Source):
         return str(folder)
 
     def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
-        files = self._files()
+        files = image_files(Path(self.path))
         if not files:
-            raise DataError(
-                f"{self.path}: holds no image ({', '.join(sorted(SUFFIXES))}); add some"
-            )
+            raise DataError(f"{self.path}: holds no image ({', '.join(SUFFIXES)}); add some")
         captions = _metadata(Path(self.path), {file.name for file in files})
         return [SourceImage(read_image(f), self._caption(f, captions), f.name) for f in files]
 
     def content(self) -> Any:
-        sidecars = [p for p in Path(self.path).iterdir() if p.suffix in {".txt", ".jsonl"}]
-        return {p.name: file_hash(p) for p in sorted([*self._files(), *sidecars])}
+        folder = Path(self.path)
+        sidecars = [p for p in folder.iterdir() if p.suffix in {".txt", ".jsonl"}]
+        return {p.name: file_hash(p) for p in sorted([*image_files(folder), *sidecars])}
 
     def identity(self) -> dict[str, Any]:
         # The same images under another path are the same source.
         return {key: value for key, value in super().identity().items() if key != "path"}
-
-    def _files(self) -> list[Path]:
-        found = [
-            p for p in Path(self.path).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()
-        ]
-        return sorted(found, key=lambda p: (_natural(p.name), p.name))
 
     def _caption(self, file: Path, captions: dict[str, str]) -> str:
         sidecar = file.with_suffix(".txt")
@@ -71,11 +61,6 @@ class Folder(Source):
         raise DataError(
             f"{file}: has no caption; add {sidecar.name}, a line in metadata.jsonl, or source.caption"
         )
-
-
-def _natural(name: str) -> list[str | int]:
-    """A sort key that puts 2.png before 10.png."""
-    return [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)]
 
 
 def _read_text(path: Path) -> str:

@@ -9,15 +9,28 @@ from tiny import make_encoders
 
 from gift_ray.builtin import BUNDLE
 from gift_ray.diffusion import Seeds
-from gift_ray.plugins import Metric, MetricContext, available, build, resolve
+from gift_ray.plugins import Metric, MetricContext, SetMetric, available, build, resolve
 
 ROLES = ("clip", "dino", "lpips")
 PROMPT = "an emoji of a cat"
 
 
-@pytest.fixture(params=available("metrics"))
+def named(kind: type) -> list[str]:
+    return [n for n in available("metrics") if issubclass(resolve("metrics", n), kind)]
+
+
+@pytest.fixture(params=named(Metric))
 def metric(request: pytest.FixtureRequest) -> Metric:
     return resolve("metrics", request.param)()
+
+
+@pytest.fixture(params=named(SetMetric))
+def set_metric(request: pytest.FixtureRequest) -> SetMetric:
+    return resolve("metrics", request.param)()
+
+
+def test_every_metric_is_of_images_or_of_sets() -> None:
+    assert sorted(named(Metric) + named(SetMetric)) == available("metrics")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +52,9 @@ def noise() -> list[Image.Image]:
     return [Image.fromarray(draw) for draw in draws]
 
 
-def test_declares_what_its_numbers_mean(metric: Metric) -> None:
+@pytest.mark.parametrize("name", available("metrics"))
+def test_declares_what_its_numbers_mean(name: str) -> None:
+    metric = resolve("metrics", name)()
     low, high = metric.range
     assert low < high
     assert metric.direction in (-1, 1)
@@ -85,6 +100,33 @@ def test_real_images_of_the_concept_score_at_least_as_well_as_noise(
     assert real >= random
     if metric.needs_references:
         assert real > random
+
+
+def test_a_set_is_worse_the_more_of_it_is_noise(
+    set_metric: SetMetric, references: tuple[Image.Image, ...]
+) -> None:
+    base = [image.rotate(10 * turn, fillcolor="white") for turn in range(3) for image in references]
+    draws = np.random.default_rng(0).integers(0, 256, (len(base), 64, 64, 3), dtype=np.uint8)
+    noise = [Image.fromarray(draw) for draw in draws]
+    context = MetricContext((PROMPT,) * len(base), (), dict.fromkeys(ROLES, "builtin"))
+
+    def worse(share: float) -> float:
+        """How bad it is to replace a share of the images by noise."""
+        count = int(share * len(base))
+        value, error = set_metric.compare([*noise[:count], *base[count:]], base, context)
+        assert (value, error) == set_metric.compare([*noise[:count], *base[count:]], base, context)
+        assert set_metric.range[0] <= value <= set_metric.range[1]
+        assert error >= 0
+        return -set_metric.direction * value
+
+    assert worse(0) < worse(0.5) < worse(1)
+
+
+def test_a_set_of_one_image_is_unscored(
+    set_metric: SetMetric, references: tuple[Image.Image, ...]
+) -> None:
+    context = MetricContext((PROMPT,), (), dict.fromkeys(ROLES, "builtin"))
+    assert np.isnan(set_metric.compare(references[:1], references[:1], context)).all()
 
 
 def test_the_bundle_is_whole() -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny import make_custom_concept_101
 
 from gift_ray.diffusion import Seeds
 from gift_ray.models import DiffusionModel
@@ -26,14 +29,27 @@ def options(tmp_path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
         for i, draw in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3))):
             Image.fromarray(draw.astype(np.uint8)).save(folder / f"{i}.png")
     generated = {"prompts": ["a cat", "a dog"], "num_images": 3, "num_inference_steps": 2}
+    rows = [
+        {
+            "image": {"bytes": (folders[0] / f"{i}.png").read_bytes(), "path": None},
+            "text": f"cat {i}",
+        }
+        for i in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "cats.parquet")
+    hub = {"dataset_name": str(tmp_path / "cats.parquet"), "max_images": 3}
+    concepts = {"folder": str(make_custom_concept_101(tmp_path / "cc101")), "min_images": 2}
     return {
+        "custom_concept_101": (concepts | {"concept": "transport_car1"},
+                               concepts | {"concept": "transport_car2"}),
+        "hub": (hub, hub | {"max_images": 2}),
         "folder": tuple({"path": str(folder), "caption": "a cat"} for folder in folders),
         "generated": (generated, generated | {"prompts": ["a cow"]}),
         "openmoji": (
             {"match": "^CAT( FACE)?$", "caption": "a cat"},
             {"match": "^DOG( FACE)?$", "caption": "a cat"},
         ),
-    }
+    }  # fmt: skip
 
 
 def content(source: Source, model: DiffusionModel | None) -> list[tuple[bytes, str, str]]:

@@ -1,0 +1,104 @@
+"""CustomConcept101 (Kumari et al. 2023): 101 concepts of 3 to 15 photographs, read from a local folder
+that holds `dataset.json` with the extracted `benchmark_dataset` beside it. The licences of its
+photographs are mixed: nothing of it is shipped or downloaded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from gift_ray.data import image_files, read_image
+from gift_ray.diffusion import Seeds
+from gift_ray.errors import DataError
+from gift_ray.models import DiffusionModel
+from gift_ray.plugins import Source, SourceImage
+from gift_ray.records import file_hash
+
+# The personalised token inside the data set's prompts.
+TOKEN = "<new1> "
+
+
+class CustomConcept101(Source):
+    """The photographs of one concept, captioned without the token: "photo of a tortoise plushie"."""
+
+    version: ClassVar[int] = 1
+
+    folder: str = Field(description="holds dataset.json and benchmark_dataset")
+    concept: str = Field(description="a folder of benchmark_dataset, or a class that has only one")
+    min_images: int = Field(9, gt=0, description="fewer are refused; GIFT took concepts of over 8")
+
+    @field_validator("folder")
+    @classmethod
+    def _holds_the_list(cls, folder: str) -> str:
+        path = Path(folder).expanduser().resolve()
+        if not (path / "dataset.json").is_file():
+            raise ValueError(
+                f"{folder!r} holds no dataset.json; give CustomConcept101's own folder"
+            )
+        return str(path)
+
+    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+        photographs, caption = self._concept()
+        if len(photographs) < self.min_images:
+            raise DataError(
+                f"source custom_concept_101: {self.concept!r} has {len(photographs)} images, fewer "
+                f"than min_images {self.min_images}; choose another concept or lower min_images"
+            )
+        return [
+            SourceImage(read_image(f), caption, f"{f.parent.name}/{f.name}") for f in photographs
+        ]
+
+    def content(self) -> Any:
+        photographs, caption = self._concept()
+        return {"caption": caption, "images": {f.name: file_hash(f) for f in photographs}}
+
+    def identity(self) -> dict[str, Any]:
+        # The same photographs under another path are the same source.
+        return {key: value for key, value in super().identity().items() if key != "folder"}
+
+    def _concept(self) -> tuple[list[Path], str]:
+        """The concept's photographs and their caption."""
+        entries = self._entries()
+        chosen = entries.get(self.concept)
+        if chosen is None:
+            # Class names repeat: eleven concepts are a "car".
+            same = [name for name, entry in entries.items() if entry[1] == self.concept]
+            if len(same) != 1:
+                near = (
+                    same or difflib.get_close_matches(self.concept, entries, n=3) or list(entries)
+                )
+                raise DataError(
+                    f"source custom_concept_101: concept {self.concept!r} is "
+                    f"{'more than one' if same else 'not in dataset.json'}; give one of: "
+                    f"{', '.join(near)}"
+                )
+            chosen = entries[same[0]]
+        place, _, caption = chosen
+        if not place.is_dir():
+            raise DataError(
+                f"{place}: no such folder; extract benchmark_dataset.zip beside dataset.json"
+            )
+        return image_files(place), caption
+
+    def _entries(self) -> dict[str, tuple[Path, str, str]]:
+        """Name -> (folder, class, caption) of every concept of dataset.json."""
+        folder = Path(self.folder)
+        path = folder / "dataset.json"
+        entries: dict[str, tuple[Path, str, str]] = {}
+        try:
+            for row in json.loads(path.read_text(encoding="utf-8")):
+                place = (folder / row["instance_data_dir"]).resolve()
+                if not place.is_relative_to(folder):
+                    raise ValueError(f"{row['instance_data_dir']!r} lies outside the folder")
+                caption = row["instance_prompt"].replace(TOKEN, "")
+                entries[place.name] = (place, row["class_prompt"], caption)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}: not the list of CustomConcept101 ({type(error).__name__}: {error}); get it "
+                "anew from adobe-research/custom-diffusion"
+            ) from error
+        return entries
