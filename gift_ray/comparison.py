@@ -13,7 +13,16 @@ import pandas as pd
 from gift_ray.config import DefenseConfig, StudyConfig
 from gift_ray.diffusion import Seeds
 from gift_ray.labels import COLUMNS, LABELS
-from gift_ray.plan import UNDEFENDED, Arm, Plan, curves, labels, plan, recoveries, scorecard
+from gift_ray.plan import (
+    UNDEFENDED,
+    Arm,
+    Plan,
+    curves,
+    labelled_scores,
+    plan,
+    recoveries,
+    scorecard,
+)
 from gift_ray.records import read_record
 from gift_ray.scoring import similarity_gap_ratio, steps_to_recovery
 from gift_ray.statistics import Interval, interval, paired_difference
@@ -131,8 +140,10 @@ def differences(rows: pd.DataFrame, kept: pd.DataFrame, reference: str, seed: in
     for other in rows["arm"].unique():
         if other == reference:
             continue
-        sides = (_as_units(rows[rows["arm"] == name], "resistance") for name in (reference, other))
-        sure = paired_difference(*sides, Seeds(seed).generator(f"difference/{other}"))
+        ours, theirs = (
+            _as_units(rows[rows["arm"] == name], "resistance") for name in (reference, other)
+        )
+        sure = paired_difference(ours, theirs, Seeds(seed).generator(f"difference/{other}"))
         means = kept.groupby("arm")["retention"].mean()
         found.append({"arms": f"{reference} - {other}", "resistance": sure.mean, "low": sure.low,
                       "high": sure.high, "n": sure.n,
@@ -175,7 +186,7 @@ def _label_shares(
     measured = {metric.name for metric in layout.config.evaluation.metrics}
     if not measured.issuperset(COLUMNS):
         return {}
-    table = labels(layout, arm, key, study_dir)
+    table = labelled_scores(layout, arm, key, study_dir)
     last = table[table["step"] == table["step"].max()]["label"]
     return {name: float((last == name).mean()) for name in LABELS}
 

@@ -218,7 +218,9 @@ class Level:
         tensors = saved.get("optimizer", {})
         for name, parameter in self.parameters.items():
             if name in tensors:
-                self.optimizer.state[parameter] = dict(tensors[name])
+                # A fused optimizer wants its state, the step count included, beside the parameter.
+                state = {key: value.to(parameter.device) for key, value in tensors[name].items()}
+                self.optimizer.state[parameter] = state
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
 
