@@ -37,15 +37,11 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
             "model": {"pretrained_model_name_or_path": str(tiny_folder)},
             "concepts": {
                 "malicious": [concept("cat", "^CAT( FACE)?$"), concept("dog", "DOG FACE|WOLF|FOX")],
-                "safe": [concept("tree", "^(EVERGREEN|DECIDUOUS) TREE$")],
             },
             "prior": {"source": {"name": "openmoji", "match": "^(SUN|MOON)", "caption": "a sky"}},
             "defense": GIFT,
-            "rivals": [IMMA, {"name": "chain", "defenses": [IMMA, GIFT]}],
-            "attacks": [
-                {"name": "dreambooth", "max_train_steps": 8, "learning_rate": 3e-3},
-                {"name": "lora", "max_train_steps": 8, "learning_rate": 3e-2},
-            ],
+            "rivals": [{"name": "chain", "defenses": [IMMA, GIFT]}],
+            "attacks": [{"name": "dreambooth", "max_train_steps": 8, "learning_rate": 3e-3}],
             "evaluation": {
                 "metrics": [
                     {"name": n} for n in ("clip_text", "clip_image", "lpips", "degenerate")
@@ -70,7 +66,7 @@ def plans(config: StudyConfig) -> dict[str, Any]:
 
 
 def test_arms_are_named_for_people(plans: dict[str, Any]) -> None:
-    assert list(plans) == ["undefended", "gift", "imma", "imma + gift"]
+    assert list(plans) == ["undefended", "gift", "imma + gift"]
     labelled = DefenseConfig(name="gift", label="max only", beta=0)
     assert comparison.arm_name(labelled) == "max only"
 
@@ -82,14 +78,14 @@ def test_two_uses_of_one_defense_keep_their_own_names(config: StudyConfig) -> No
 
 def test_what_no_defense_changes_is_shared(plans: dict[str, Any]) -> None:
     shared = [{s.fingerprint for s in layout.shared()} for layout in plans.values()]
-    assert shared[1] == shared[2] == shared[3]
+    assert shared[1] == shared[2]
 
 
 def test_a_row_for_each_unit_and_nothing_resists_undefended(
     config: StudyConfig, plans: dict[str, Any]
 ) -> None:
     rows = comparison.units(plans, config.study_dir)
-    assert len(rows) == 4 * 2 * 2 * 2  # arms, concepts, attacks, seeds
+    assert len(rows) == 3 * 2 * 2  # arms, concepts, seeds
     undefended = rows[rows["arm"] == "undefended"]
     np.testing.assert_allclose(undefended["resistance"], 0, atol=1e-12)
     np.testing.assert_allclose(undefended["sgr"], 0, atol=1e-12)
@@ -105,7 +101,7 @@ def test_standings_average_concepts_and_keep_the_worst(
 ) -> None:
     rows, kept = (f(plans, config.study_dir) for f in (comparison.units, comparison.probes))
     table = comparison.standings(rows, kept, seed=0)
-    assert len(table) == 4 * 2
+    assert len(table) == 3
     for line in table.itertuples():
         mine = rows[(rows["arm"] == line.arm) & (rows["attack"] == line.attack)]
         expected = mine.groupby("concept")["resistance"].mean().mean()
@@ -116,9 +112,9 @@ def test_standings_average_concepts_and_keep_the_worst(
         assert line.retention == pytest.approx(kept[kept["arm"] == line.arm]["retention"].mean())
 
     gaps = comparison.differences(rows, kept, "gift", seed=0)
-    assert list(gaps["arms"]) == ["gift - undefended", "gift - imma", "gift - imma + gift"]
+    assert list(gaps["arms"]) == ["gift - undefended", "gift - imma + gift"]
     means = rows.groupby(["arm", "concept"])["resistance"].mean().groupby("arm").mean()
-    assert gaps["resistance"][1] == pytest.approx(means["gift"] - means["imma"])
+    assert gaps["resistance"][1] == pytest.approx(means["gift"] - means["imma + gift"])
 
 
 def test_costs_count_what_each_immunization_took(
@@ -126,7 +122,7 @@ def test_costs_count_what_each_immunization_took(
 ) -> None:
     table = comparison.costs(plans, config.study_dir)
     assert table["images_seen"]["undefended"] == 0
-    assert table["images_seen"]["gift"] == table["images_seen"]["imma"] == 8
+    assert table["images_seen"]["gift"] == 8
     assert table["images_seen"]["imma + gift"] == 16
 
 
@@ -141,7 +137,5 @@ def test_tables_and_figures_come_in_every_form(
     assert comparison.as_text(table, "csv") == "arm,value\na_b,0.12345\n"
     assert r"a\_b" in comparison.as_text(table, "tex")
     drawn = draw_curves(curves, ["lpips"], tmp_path)
-    assert {p.name for p in drawn} == {
-        f"{c}-{a}.png" for c in ("cat", "dog", "tree") for a in ("dreambooth", "lora")
-    }
+    assert {p.name for p in drawn} == {f"{concept}-dreambooth.png" for concept in ("cat", "dog")}
     assert all(p.stat().st_size > 5000 and p.with_suffix(".svg").exists() for p in drawn)
