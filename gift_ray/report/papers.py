@@ -221,7 +221,7 @@ def draw_cross(study: Study) -> Figure | None:
     table = cross(study)
     if table.empty or table.isna().all(axis=None):
         return None
-    figure = _sheet(1, 1)
+    figure = _sheet(2, 2)
     axes = figure.add_subplot()
     shown = axes.imshow(table.to_numpy(float), vmin=0, vmax=1, cmap="cividis")
     figure.colorbar(shown, label="highest recovery")
@@ -299,7 +299,7 @@ def _words(axes: Axes, x: str, y: str, title: str) -> None:
     """Names are not formulas: a dollar sign is a dollar sign."""
     axes.set_xlabel(x)
     axes.set_ylabel(_name(y), parse_math=False)
-    axes.set_title(_name(title), parse_math=False)
+    axes.set_title(_name(title), parse_math=False, fontsize=9)
 
 
 def _name(name: str, length: int = 40) -> str:
