@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from gift_ray.report.collect import UNDEFENDED, Arm, Problem, Study
 
 MAX_PX = 128  # of an image on the page
-BUDGET_BYTES = 4 * 2**20  # of all images on the page, which is to stay under 10 MB
+BUDGET_BYTES = 3 * 2**20  # of all images on the page, which is to stay under 10 MB
 IMAGES_PER_STEP = 4
 CELL_PX, GAP_PX, LABEL_PX, HEADER_PX = 96, 4, 190, 22  # of a grid
 FRAME_MS = 900

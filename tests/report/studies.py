@@ -47,7 +47,7 @@ class Builder:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
         self.random = np.random.default_rng(0)
-        self.pictures = [self._png(i) for i in range(4)]
+        self.pictures = itertools.cycle([self._png() for _ in range(5)])
         self.labels: dict[str, str] = {}
 
     def build(self) -> Path:
@@ -290,10 +290,10 @@ class Builder:
     def _images(self, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True)
         for i in range(self.recipe.images):
-            (folder / f"{i:04d}.png").write_bytes(self.pictures[i % len(self.pictures)])
+            (folder / f"{i:04d}.png").write_bytes(next(self.pictures))
         return {}
 
-    def _png(self, number: int) -> bytes:
+    def _png(self) -> bytes:
         px = self.recipe.picture_px
         path = self.folder / "picture.png"
         self.folder.mkdir(parents=True, exist_ok=True)
