@@ -22,7 +22,7 @@ from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, job_parser, leaderboard, run_job, say
 from gift_ray.errors import ConfigError, GateRefused
-from gift_ray.plan import Arm, Plan, check_data, configure, load_study, plan, scorecard
+from gift_ray.plan import Arm, Plan, check_data, configure, load_study, plan, protocol_id, scorecard
 from gift_ray.records import digest, write_json_atomic
 from gift_ray.release import export
 from gift_ray.report.outline import write_study, write_trial
@@ -156,9 +156,6 @@ def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dic
     name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
     if len(layout.defended) > 1:
         name += "-" + slug("-".join(arm.malicious))
-    protocol = digest(
-        [config.evaluation.model_dump(mode="json"), config.scoring.model_dump(mode="json")]
-    )
     tags = {
         "concepts": ", ".join(arm.malicious),
         "defense": config.defense.name,
@@ -166,7 +163,7 @@ def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dic
         "resistance": f"{card.resistance:.4f}",
         "retention": f"{card.retention:.4f}",
     }
-    version = register(tracker, name, folder, card.objective, protocol, tags)
+    version = register(tracker, name, folder, card.objective, protocol_id(config), tags)
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")
     return {"registered": asdict(version), "folder": str(folder),

@@ -97,6 +97,13 @@ def test_beta_changes_immunize_and_what_follows_and_nothing_before(raw: dict[str
     assert [s.fingerprint for s in before.shared()] == [s.fingerprint for s in after.shared()]
 
 
+def test_only_what_trains_is_marked_so(raw: dict[str, Any]) -> None:
+    layout = plan(study(raw))
+    assert not layout.undefended.immunize.trains
+    training = {step.kind for step in layout.steps() if step.trains}
+    assert training == {"immunize", "attack"}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [

@@ -68,6 +68,8 @@ def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
     layout = plan(study(tiny_config))
     board = start_board()
     ended: list[str] = []
+    # Both ways of running a unit: the immunization under Train, the attacks as tasks.
+    cluster = cluster.model_copy(update={"under_train": ("immunize",)})
     run_steps(
         layout.steps(), tmp_path, cluster, board, on_done=lambda s: ended.append(s.fingerprint)
     )

@@ -132,6 +132,18 @@ class TestSweep:
         client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
         assert len(client.search_model_versions("name = 'gift-ray-demo'")) == 1
 
+    def test_the_released_folder_is_scored_as_the_defense_was(self, finished):
+        study, _ = finished
+        (chosen,) = json.loads((study / "summary.json").read_text())["chosen"]
+        command = [sys.executable, "jobs/attack.py", "configs/demo.yaml", *SMALL]
+        command += [f"output_dir={study.parent}", "--model", chosen["folder"]]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        (path,) = study.glob("attack-*.json")
+        assert json.loads(path.read_text())["scorecard"] == chosen["scorecard"]
+
     def test_gate_that_nobody_meets_exits_3_with_the_reason(self, finished):
         study, _ = finished
         refused = sweep(study.parent, "gate.min_resistance=1", "gate.min_retention=1")
