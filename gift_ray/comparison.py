@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from gift_ray.config import DefenseConfig, StudyConfig
+from gift_ray.config import StudyConfig
 from gift_ray.diffusion import Seeds
 from gift_ray.labels import COLUMNS, LABELS
 from gift_ray.plan import (
@@ -35,22 +35,12 @@ def layouts(config: StudyConfig) -> dict[str, Plan]:
     fingerprint."""
     found: dict[str, Plan] = {}
     for defense in (UNDEFENDED, config.defense, *config.rivals):
-        name = arm_name(defense)
+        name = "undefended" if defense == UNDEFENDED else defense.title
         again = sum(other.partition(" #")[0] == name for other in found)
         found[f"{name} #{again + 1}" if again else name] = plan(
             config.model_copy(update={"defense": defense})
         )
     return found
-
-
-def arm_name(defense: DefenseConfig) -> str:
-    """A defense for people: its label, the members of a chain, or its name."""
-    if defense.label:
-        return defense.label
-    members = defense.options.get("defenses")
-    if members:
-        return " + ".join(arm_name(DefenseConfig.model_validate(member)) for member in members)
-    return "undefended" if defense == UNDEFENDED else defense.name
 
 
 def units(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:

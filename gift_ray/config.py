@@ -88,6 +88,12 @@ class DefenseConfig(PluginConfig):
 
     label: str | None = Field(None, min_length=1, max_length=80)
 
+    @property
+    def title(self) -> str:
+        """What people call it: its label, a chain's members, or its name."""
+        members = [DefenseConfig.model_validate(m).title for m in self.options.get("defenses", ())]
+        return self.label or " + ".join(members) or self.name
+
 
 class AttackConfig(PluginConfig):
     """How the attacker fine-tunes: a file of `gift_ray/attacks`."""

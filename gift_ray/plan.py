@@ -243,7 +243,7 @@ def plan(config: StudyConfig) -> Plan:
 
     undefended = _arm(config, base, "undefended", UNDEFENDED, malicious, concepts, prior, None)
     defense = config.defense
-    labels = [f"{defense.name} against {', '.join(group)}" for group in groups]
+    labels = [f"{defense.title} against {', '.join(group)}" for group in groups]
     defended = tuple(
         _arm(config, base, label, defense, group, concepts, prior, undefended)
         for label, group in zip(labels, groups, strict=True)

@@ -45,7 +45,7 @@ def export(plan: Plan, arm: Arm, card: Any, settings: dict[str, Any], study_dir:
         text = CARD.format(
             base=plan.config.model.pretrained_model_name_or_path,
             title=f"{plan.config.name}: {', '.join(arm.malicious)}",
-            defense=plan.config.defense.name,
+            defense=plan.config.defense.title,
             concepts=", ".join(arm.malicious),
             resistance=card.resistance,
             retention=card.retention,

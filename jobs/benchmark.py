@@ -60,7 +60,7 @@ def write_tables(config: StudyConfig, plans: dict[str, Plan]) -> Path:
     curves = comparison.points(plans, study_dir)
     curves.to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
-    reference = comparison.arm_name(config.defense)
+    reference = config.defense.title
     tables: dict[str, pd.DataFrame] = {
         "standings": comparison.standings(rows, kept, config.seed),
         "differences": comparison.differences(rows, kept, reference, config.seed),

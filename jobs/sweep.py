@@ -158,7 +158,7 @@ def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dic
         name += "-" + slug("-".join(arm.malicious))
     tags = {
         "concepts": ", ".join(arm.malicious),
-        "defense": config.defense.name,
+        "defense": config.defense.title,
         "fingerprint": arm.immunize.fingerprint,
         "resistance": f"{card.resistance:.4f}",
         "retention": f"{card.retention:.4f}",

@@ -68,7 +68,7 @@ def plans(config: StudyConfig) -> dict[str, Any]:
 def test_arms_are_named_for_people(plans: dict[str, Any]) -> None:
     assert list(plans) == ["undefended", "gift", "imma + gift"]
     labelled = DefenseConfig(name="gift", label="max only", beta=0)
-    assert comparison.arm_name(labelled) == "max only"
+    assert labelled.title == "max only"
 
 
 def test_two_uses_of_one_defense_keep_their_own_names(config: StudyConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +12,9 @@ from gift_ray.console import leaderboard, verdict
 
 
 def text(table: Table) -> list[str]:
-    console = Console(width=150, record=True, quiet=True)
+    console = Console(width=150, file=io.StringIO())
     console.print(table)
-    return console.export_text().splitlines()
+    return console.file.getvalue().splitlines()
 
 
 def trial(name: str, beta: float, *models: dict[str, Any], reason: str = "") -> dict[str, Any]:
