@@ -156,7 +156,8 @@ def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Tabl
         table.add_column(name, justify="left" if left else "right", overflow="fold")
     models = [(row, model) for row in rows for model in row["arms"]]
     for row, model in sorted(
-        models, key=lambda pair: (pair[1]["malicious"], -pair[1]["objective"])
+        models,
+        key=lambda pair: (pair[1]["malicious"], -pair[1]["objective"], -pair[1]["retention"]),
     ):
         numbers = [f"{model[name]:.3f}" for name in VERDICT]
         settings = [_short(row["values"][name]) for name in searched]

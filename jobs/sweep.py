@@ -127,7 +127,8 @@ def choose(config: StudyConfig, arm: Arm, trials: list[Trial], tracker: Tracker)
     verdicts = [(t, v) for t in trials for v in t.arms if v["malicious"] == malicious]
     if not verdicts:
         return {"malicious": malicious, "registered": None, "refused": "every trial failed"}
-    best, verdict = max(verdicts, key=lambda pair: pair[1]["objective"])
+    # Objectives tie where nothing resists: there the model that lost least stands for all.
+    best, verdict = max(verdicts, key=lambda pair: (pair[1]["objective"], pair[1]["retention"]))
     found = {"malicious": malicious, "trial_id": best.trial_id, "values": best.values, **verdict}
     refusal = refused(config, verdict)
     if refusal:

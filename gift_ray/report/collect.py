@@ -291,7 +291,7 @@ def _arms(
             arms.append(
                 Arm(
                     key=f"{trial['trial_id']}/{malicious}",
-                    label=f"{config.defense.name} against {malicious}, trial {number}",
+                    label=f"{config.defense.title} against {malicious}, trial {number}",
                     trial_id=trial["trial_id"],
                     malicious=tuple(model["malicious"]),
                     chosen=best.get(malicious) == trial["trial_id"],
