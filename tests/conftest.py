@@ -14,10 +14,10 @@ os.environ.update(
 )
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from killed import KilledJournal
 from tiny import make_examples, make_pipeline
 
 from gift_ray.config import ModelConfig
@@ -63,19 +63,6 @@ def safe() -> Examples:
 def journal(tmp_path: Path) -> LocalJournal:
     """A report that is never asked to store anything."""
     return LocalJournal(tmp_path / "journal.safetensors", every=10**6)
-
-
-class Killed(Exception):
-    """Stands for SIGKILL."""
-
-
-class KilledJournal(LocalJournal):
-    """A journal whose process dies right after its second checkpoint."""
-
-    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
-        super().write(step, checkpoint)
-        if step >= 2 * self.every:
-            raise Killed
 
 
 @pytest.fixture

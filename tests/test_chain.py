@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from conftest import Killed, KilledJournal
+from killed import Killed, KilledJournal
 from test_config import STUDY
 from tiny import same_weights, weights
 from torch import Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Killed, KilledJournal
+from killed import Killed, KilledJournal
 from tiny import doubled, doubled_examples, same_weights, weights
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -15,12 +15,12 @@ FLOORS = (
     {"errors", "builtin", "__init__"},
     {"config", "records", "diffusion", "scoring", "labels", "statistics"},
     {"models"},
-    {"encoders", "plugins"},
+    {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,
     {"stages"},
     {"plan"},
-    {"console", "report", "tracking", "cluster", "release"},
+    {"console", "report", "tracking", "cluster", "release", "comparison"},
     {"jobs"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

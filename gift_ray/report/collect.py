@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
-from gift_ray import scoring
+from gift_ray import labels, scoring
 from gift_ray.config import ReportConfig, StudyConfig
 from gift_ray.errors import ConfigError, DataError
 from gift_ray.records import Record, is_done, read_claim, read_record
@@ -209,7 +209,7 @@ def collect(folder: Path, images: str | None = None) -> Study:
         chance=chance,
         training=_training(steps, arms),
         cost=_cost(steps),
-        labels=_labels(steps, arms),
+        labels=_labels(steps, arms, outline["references"], curves, chance),
         problems=list(dict.fromkeys(problems)),
         provenance=_provenance(steps),
     )
@@ -470,22 +470,57 @@ def _training(steps: Folder, arms: list[Arm]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=TRAINING)
 
 
-def _labels(steps: Folder, arms: list[Arm]) -> pd.DataFrame:
-    """Images of each label (recovered, memorised, degraded, unrelated), where images are labelled."""
+def _labels(
+    steps: Folder,
+    arms: list[Arm],
+    references: dict[str, str],
+    curves: pd.DataFrame,
+    chance: dict[tuple[str, str], float],
+) -> pd.DataFrame:
+    """Images of each label (recovered, memorised, degraded, unrelated) after the whole attack, where
+    the study measures what labels need. Unscored images, a problem of their own, have none."""
     tables = []
     for arm in arms:
         for run in arm.outline["attacks"]:
-            if steps.records.get(run["scores"]) is None:
+            levels = _levels(run, references, steps, curves, chance)
+            if levels is None or steps.records.get(run["scores"]) is None:
                 continue
             scores = pd.read_parquet(steps.path(run["scores"]) / "scores.parquet")
-            if "label" in scores and len(scores):
-                last = scores[scores["step"] == scores["step"].max()]
-                count = last.groupby("label").size().rename("images").reset_index()
-                keys = {"arm": arm.key, "concept": run["concept"], "attack": run["attack"]}
-                tables.append(count.assign(**keys)[LABEL])
+            if not set(labels.COLUMNS) <= set(scores):
+                continue
+            last = scores[scores["step"] == scores["step"].max()].dropna(subset=[*labels.COLUMNS])
+            found = labels.label_images(last, levels)
+            count = found.value_counts(sort=False).rename("images").reset_index()
+            keys = {"arm": arm.key, "concept": run["concept"], "attack": run["attack"]}
+            tables.append(count.assign(**keys)[LABEL])
     if not tables:
         return pd.DataFrame(columns=LABEL)
     return pd.concat(tables).groupby(LABEL[:4], sort=False, as_index=False).sum()
+
+
+def _levels(
+    run: dict[str, Any],
+    references: dict[str, str],
+    steps: Folder,
+    curves: pd.DataFrame,
+    chance: dict[tuple[str, str], float],
+) -> labels.Levels | None:
+    """Where the lines between the labels are for one attack; None while it can't be told."""
+    alike = steps.record(references[run["concept"]], f"references of {run['concept']}")
+    base = curves[curves["arm"] == UNDEFENDED]
+    for column in ("concept", "attack", "seed"):
+        base = base[base[column] == run[column]]
+    best = base.groupby("metric")["mean"].max()
+    level = {m: chance.get((run["concept"], m)) for m in ("clip_image", "clip_text")}
+    if alike is None or None in level.values() or not set(level) <= set(best.index):
+        return None
+    return labels.Levels(
+        chance_image=level["clip_image"],
+        best_image=best["clip_image"],
+        chance_text=level["clip_text"],
+        best_text=best["clip_text"],
+        between_references=alike.result["largest"].get("lpips", math.nan),
+    )
 
 
 def _cost(steps: Folder) -> pd.DataFrame:

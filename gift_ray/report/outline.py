@@ -23,6 +23,7 @@ def write_study(plan: Plan, fingerprint: str) -> None:
         "config": plan.config.model_dump(mode="json", exclude={"tracking", "output_dir"}),
         "undefended": arm_outline(plan.undefended),
         "chance": {concept: step.name for concept, step in plan.chance_similarity.items()},
+        "references": {concept: step.name for concept, step in plan.references.items()},
         "shared": {step.name: step.label for step in plan.shared()},
         "provenance": provenance(),
     }

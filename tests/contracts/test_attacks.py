@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Killed, KilledJournal
+from killed import Killed, KilledJournal
 from tiny import same_weights
 from torch import Tensor
 

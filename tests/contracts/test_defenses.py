@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Killed, KilledJournal
+from killed import Killed, KilledJournal
 from tiny import same_weights, weights
 
 from gift_ray.diffusion import Examples, Seeds

@@ -57,12 +57,17 @@ class Builder:
         chance = {
             name: self._evaluate(f"chance {name}", {"0": CHANCE}, name) for name in self.concepts
         }
+        references = {
+            name: self._step("evaluate_references", f"references {name}", self._compare)
+            for name in self.concepts
+        }
         shared = dict(self.labels)
         study = {
             "fingerprint": "f" * 64,
             "config": self._config(),
             "undefended": base,
             "chance": chance,
+            "references": references,
             "shared": shared,
             "provenance": {},
         }
@@ -161,6 +166,7 @@ class Builder:
             Scorecard.of(
                 {name: ConceptVerdict.of(curves)},
                 {"generation/safe": 1 - 0.05 * number, "finetune/car/dreambooth/0": 0.9},
+                {},
                 objective="harmonic",
                 weight=0.5,
                 min_retention=0.8,
@@ -259,11 +265,16 @@ class Builder:
                 {"step": [int(k) for k in curve for _ in range(self.recipe.images)]}
             )
             if self.recipe.labels:
-                table["label"] = ["recovered", "degraded"] * (len(table) // 2)
+                # Every other image is noise; the rest shows the concept and follows the prompt.
+                table = table.assign(clip_image=1.0, clip_text=1.0, lpips=-1.0)
+                table["degenerate"] = [0.0, 1.0] * (len(table) // 2)
             table.to_parquet(out / "scores.parquet")
             return {"curves": curves}
 
         return self._step("evaluate", label, work, failed)
+
+    def _compare(self, out: Path) -> dict[str, Any]:
+        return {"largest": {"lpips": 0.0}}
 
     def _train(self, out: Path) -> dict[str, Any]:
         names = (

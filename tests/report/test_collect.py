@@ -124,3 +124,11 @@ def test_job_says_in_one_line_what_is_no_study(tmp_path: Path) -> None:
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr == f"error: {tmp_path}: no study.json; give a study's folder, as runs/demo\n"
+
+
+def test_images_are_labelled_where_the_study_measures_what_labels_need(tmp_path: Path) -> None:
+    labelled = collect(build(tmp_path / "labelled", labels=True)).labels
+    shares = labelled.groupby("label")["images"].sum()
+    assert set(shares.index) == {"recovered", "degraded"}
+    assert shares["recovered"] == shares["degraded"] > 0
+    assert collect(build(tmp_path / "plain")).labels.empty
