@@ -511,13 +511,14 @@ def _levels(
     for column in ("concept", "attack", "seed"):
         base = base[base[column] == run[column]]
     best = base.groupby("metric")["mean"].max()
-    level = {m: chance.get((run["concept"], m)) for m in ("clip_image", "clip_text")}
-    if alike is None or None in level.values() or not set(level) <= set(best.index):
+    image, text = ((run["concept"], metric) for metric in ("clip_image", "clip_text"))
+    known = {image, text} <= chance.keys() and {"clip_image", "clip_text"} <= set(best.index)
+    if alike is None or not known:
         return None
     return labels.Levels(
-        chance_image=level["clip_image"],
+        chance_image=chance[image],
         best_image=best["clip_image"],
-        chance_text=level["clip_text"],
+        chance_text=chance[text],
         best_text=best["clip_text"],
         between_references=alike.result["largest"].get("lpips", math.nan),
     )
