@@ -68,8 +68,8 @@ def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
     layout = plan(study(tiny_config))
     board = start_board()
     ended: list[str] = []
-    # Both ways of running a unit: the immunization under Train, the attacks as tasks.
-    cluster = cluster.model_copy(update={"under_train": ("immunize",)})
+    # As tasks; the tests below run units under Train.
+    cluster = cluster.model_copy(update={"under_train": ()})
     run_steps(
         layout.steps(), tmp_path, cluster, board, on_done=lambda s: ended.append(s.fingerprint)
     )
@@ -85,15 +85,7 @@ def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
     assert {e.state for e in read_board(again)(0)} == {"started", "reused"}
 
 
-def test_train_gives_what_a_plain_loop_gives(cluster, tiny_config, tmp_path):
-    step = immunize_step(study(tiny_config))
-    run_steps([step], tmp_path / "cluster", cluster, start_board())
-    for needed in [*step.inputs.values(), step]:
-        execute(needed, tmp_path / "plain")
-    assert_same_weights(step, tmp_path / "cluster", tmp_path / "plain")
-
-
-def test_killed_worker_continues_bit_for_bit(cluster, tiny_config, tmp_path):
+def test_killed_train_worker_continues_and_equals_the_plain_loop(cluster, tiny_config, tmp_path):
     # Long enough to be caught between a checkpoint and the end.
     step = immunize_step(study(tiny_config, max_train_steps=240))
     killed = threading.Event()

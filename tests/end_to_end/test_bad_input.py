@@ -49,7 +49,7 @@ def run(
 
 
 def folder_concept(folder: Path) -> str:
-    return f"concepts.malicious.0.source={{name: folder, path: {folder}, caption: a thing}}"
+    return f"concepts.malicious.1.source={{name: folder, path: {folder}, caption: a thing}}"
 
 
 def test_unknown_key_names_the_nearest(run):

@@ -20,9 +20,12 @@ ROOT = Path(__file__).parents[2]
 # The demo, shrunk: one model against both concepts, few steps, every kind of unit still there.
 SMALL = [
     "concepts.mode=joint",
+    "concepts.malicious.0.source.num_images=7",
+    "concepts.malicious.0.source.num_inference_steps=8",
     "search.num_samples=2",
     "defense.max_train_steps=6",
     "attacks.0.learning_rate=2e-4",
+    "attacks.0.max_train_steps=10",
     "attacks.0.num_evaluations=3",
     "evaluation.num_images_per_prompt=2",
     "evaluation.num_inference_steps=8",
