@@ -8,7 +8,8 @@ from collections.abc import MutableMapping
 # Read by every process of the cluster. Train polls its workers this often (default 2 s), and a run
 # that waits for resources must not burn its retries while it queues. Idle processes are kept for a
 # while (default 1 s): the models that they loaded are the point. PL_DISABLE_FORK is what Tune sets for its
-# trials: without it their units would not get the processes that the driver's units have warmed.
+# trials: without it their units would not get the processes that the driver's units have warmed. Processes
+# that Ray starts ahead would have other settings than ours, and never be used.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -18,6 +19,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "PL_DISABLE_FORK": "1",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "300000",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
