@@ -189,8 +189,9 @@ class NoiseTarget:
 
     `sample`: fresh noise with the mean and variance of the current activation, as the paper writes.
     `frozen`: noise with the base's per-channel mean and deviation, fixed for each image and layer,
-    the error divided by the base's variance. Only the second is independent of the input; the
-    first's expected gradient shrinks activations and keeps their information (docs/LOG.md).
+    the error divided by the base's variance. In expectation the first's gradient only shrinks an
+    activation; in a real unet, whose layers share weights, both shrink and both take away what
+    the activation says, the first more of it (docs/LOG.md).
     """
 
     kind: str
