@@ -21,7 +21,7 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, job_parser, run_job, say
-from gift_ray.plan import Plan, Step, check_data, closure, load_study
+from gift_ray.plan import Plan, Step, check_data, closure, load_study, scorecard
 from gift_ray.report.curves import draw_curves
 
 
@@ -38,6 +38,12 @@ def main(arguments: argparse.Namespace) -> int:
     with session(config.cluster, study_dir):
         board = start_board()
         with LiveProgress(read_board(board), len(steps)):
+            # First what all arms are held against: an attack that teaches the undefended model nothing
+            # is found before hours are spent on it.
+            undefended = plans["undefended"]
+            run_steps(undefended.steps(), study_dir, config.cluster, board)
+            for arm in undefended.defended:
+                scorecard(undefended, arm, study_dir)
             run_steps(steps, study_dir, config.cluster, board)
     folder = write_tables(config, plans)
     say(f"tables       {folder}")
