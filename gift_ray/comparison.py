@@ -4,19 +4,24 @@ tables that are made of them. Pure but for reading finished steps.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from gift_ray.config import StudyConfig
 from gift_ray.diffusion import Seeds
+from gift_ray.errors import ConfigError
 from gift_ray.labels import COLUMNS, LABELS
 from gift_ray.plan import (
     UNDEFENDED,
     Arm,
     Plan,
+    Step,
+    closure,
     curves,
     labelled_scores,
     plan,
@@ -40,6 +45,63 @@ def layouts(config: StudyConfig) -> dict[str, Plan]:
         found[f"{name} #{again + 1}" if again else name] = plan(
             config.model_copy(update={"defense": defense})
         )
+    return found
+
+
+def steps(plans: Mapping[str, Plan]) -> list[Step]:
+    """Every step of all arms, each once, inputs first."""
+    return closure([step for layout in plans.values() for step in layout.steps()])
+
+
+def set_aside(undefended: Plan, study_dir: Path) -> dict[tuple[str, str, int], str]:
+    """(concept, attack, seed) -> why it proves nothing: the attack teaches the undefended model no more
+    of the concept than unrelated images show."""
+    found = {}
+    for key, step in undefended.undefended.attacks.items():
+        try:
+            recoveries(undefended, step, key, study_dir)
+        except ConfigError as error:
+            found[key] = error.mistakes[0]
+    return found
+
+
+def without(
+    plans: Mapping[str, Plan],
+    units: Mapping[tuple[str, str, int], str] = MappingProxyType({}),
+    failed: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Plan]:
+    """The same plans less some units, and less the models that can't be judged: no unit is left for one
+    of their concepts, or one of their steps failed. A defense without a model is left out.
+
+    Args:
+        units: (concept, attack, seed) -> why it is left out of every arm.
+        failed: fingerprint of a step -> why it failed.
+
+    Raises:
+        ConfigError: nothing is left to compare; why, for everything.
+    """
+
+    def remaining(arm: Arm) -> Arm:
+        left = {key: step for key, step in arm.attacks.items() if key not in units}
+        return dataclasses.replace(arm, attacks=left)
+
+    def is_judged(arm: Arm) -> bool:
+        attacked = {concept for concept, _, _ in arm.attacks}
+        return attacked.issuperset(arm.malicious) and not any(
+            step.fingerprint in failed for step in arm.steps()
+        )
+
+    found = {
+        name: dataclasses.replace(
+            layout,
+            undefended=remaining(layout.undefended),
+            defended=tuple(a for arm in layout.defended if is_judged(a := remaining(arm))),
+        )
+        for name, layout in plans.items()
+    }
+    found = {name: layout for name, layout in found.items() if layout.defended}
+    if len(found) < min(2, len(plans)):
+        raise ConfigError(*units.values(), *failed.values())
     return found
 
 
@@ -125,7 +187,7 @@ def standings(rows: pd.DataFrame, kept: pd.DataFrame, seed: int) -> pd.DataFrame
 
 
 def differences(rows: pd.DataFrame, kept: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
-    """`reference` minus every other arm, paired over the same units: resistance and retention."""
+    """`reference` minus every other arm, paired over the units of both: resistance and retention."""
     found = []
     for other in rows["arm"].unique():
         if other == reference:
@@ -133,6 +195,8 @@ def differences(rows: pd.DataFrame, kept: pd.DataFrame, reference: str, seed: in
         ours, theirs = (
             _as_units(rows[rows["arm"] == name], "resistance") for name in (reference, other)
         )
+        shared = ours.keys() & theirs.keys()
+        ours, theirs = ({u: side[u] for u in side if u in shared} for side in (ours, theirs))
         sure = paired_difference(ours, theirs, Seeds(seed).generator(f"difference/{other}"))
         means = kept.groupby("arm")["retention"].mean()
         found.append({"arms": f"{reference} - {other}", "resistance": sure.mean, "low": sure.low,

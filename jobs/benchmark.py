@@ -21,14 +21,14 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, job_parser, run_job, say
-from gift_ray.plan import Plan, Step, check_data, closure, load_study, scorecard
+from gift_ray.plan import Plan, Step, check_data, load_study
 from gift_ray.report.curves import draw_curves
 
 
 def main(arguments: argparse.Namespace) -> int:
     config = load_study(arguments.config, arguments.overrides)
     plans = comparison.layouts(config)
-    steps = closure([step for layout in plans.values() for step in layout.steps()])
+    steps = comparison.steps(plans)
     if arguments.dry_run:
         return describe(plans, steps, config.study_dir)
     check_data(config)
@@ -38,14 +38,23 @@ def main(arguments: argparse.Namespace) -> int:
     with session(config.cluster, study_dir):
         board = start_board()
         with LiveProgress(read_board(board), len(steps)):
-            # First what all arms are held against: an attack that teaches the undefended model nothing
-            # is found before hours are spent on it.
-            undefended = plans["undefended"]
-            run_steps(undefended.steps(), study_dir, config.cluster, board)
-            for arm in undefended.defended:
-                scorecard(undefended, arm, study_dir)
-            run_steps(steps, study_dir, config.cluster, board)
-    folder = write_tables(config, plans)
+            # First what all arms are held against: what teaches the undefended model nothing proves
+            # nothing, and is set aside before hours are spent on it.
+            run_steps(plans["undefended"].steps(), study_dir, config.cluster, board)
+            units = comparison.set_aside(plans["undefended"], study_dir)
+            plans = comparison.without(plans, units)
+
+            # A model that can't be trained is an answer too: the others go on.
+            failed: dict[str, str] = {}
+            run_steps(
+                comparison.steps(plans), study_dir, config.cluster, board,
+                on_failed=lambda step, error: failed.update({step.fingerprint: str(error)}),
+            )  # fmt: skip
+            plans = comparison.without(plans, failed=failed)
+    reasons = [*units.values(), *failed.values()]
+    for reason in reasons:
+        say(f"set aside    {reason}")
+    folder = write_tables(config, plans, reasons)
     say(f"tables       {folder}")
     return console.OK
 
@@ -59,20 +68,22 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
     return console.OK
 
 
-def write_tables(config: StudyConfig, plans: dict[str, Plan]) -> Path:
+def write_tables(config: StudyConfig, plans: dict[str, Plan], set_aside: list[str]) -> Path:
     """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept."""
     study_dir, folder = config.study_dir, config.study_dir / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
     curves = comparison.points(plans, study_dir)
     curves.to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
-    reference = config.defense.title
+    # The study's own defense stands against the others, unless none of its models could be trained.
+    reference = next(n for n in (config.defense.title, *list(plans)[1:]) if n in plans)
     tables: dict[str, pd.DataFrame] = {
         "standings": comparison.standings(rows, kept, config.seed),
         "differences": comparison.differences(rows, kept, reference, config.seed),
         "units": rows,
         "probes": kept,
         "costs": comparison.costs(plans, study_dir).reset_index(),
+        "set_aside": pd.DataFrame({"reason": set_aside}),
     }
     for name, table in tables.items():
         for kind in ("md", "csv", "tex"):

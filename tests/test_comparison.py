@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from tiny import make_encoders
 
 from gift_ray import comparison, plugins
 from gift_ray.config import DefenseConfig, StudyConfig
-from gift_ray.plan import closure, execute
+from gift_ray.errors import ConfigError
+from gift_ray.plan import Step, closure, execute
+from gift_ray.records import write_step
 from gift_ray.report.curves import draw_curves
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
@@ -139,3 +142,47 @@ def test_tables_and_figures_come_in_every_form(
     drawn = draw_curves(curves, ["lpips"], tmp_path)
     assert {p.name for p in drawn} == {f"{concept}-dreambooth.png" for concept in ("cat", "dog")}
     assert all(p.stat().st_size > 5000 and p.with_suffix(".svg").exists() for p in drawn)
+
+
+def test_a_unit_that_proves_nothing_is_set_aside_from_every_arm(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    # A chance level that no attack rises above: the largest value that the metric has.
+    perfect = Step("evaluate", "perfect", spec={}, identity={"of": "a copy"})
+    curve = {"curves": {"lpips": {"0": {"mean": 1.0}}}}
+    folder = perfect.folder(config.study_dir)
+    write_step(folder, perfect.full_identity, lambda out: curve, label=perfect.label)
+    undefended = plans["undefended"]
+    chance = {**undefended.chance_similarity, "cat": perfect}
+    found = comparison.set_aside(
+        dataclasses.replace(undefended, chance_similarity=chance), config.study_dir
+    )
+    assert list(found) == [("cat", "dreambooth", 0), ("cat", "dreambooth", 1)]
+    assert "never rises above chance" in found["cat", "dreambooth", 0]
+
+    one = {("cat", "dreambooth", 0): "no"}
+    rows = comparison.units(comparison.without(plans, one), config.study_dir)
+    assert (rows.groupby(["arm", "concept"])["seed"].count().unstack() == [1, 2]).all(axis=None)
+    rows = comparison.units(comparison.without(plans, found), config.study_dir)
+    assert set(rows["concept"]) == {"dog"}
+
+
+def test_a_defense_that_can_not_be_trained_leaves_the_others(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    cats, dogs = (arm.immunize.fingerprint for arm in plans["gift"].defended)
+    left = comparison.without(plans, failed={cats: "L_max not finite"})
+    rows, kept = (f(left, config.study_dir) for f in (comparison.units, comparison.probes))
+    assert set(rows[rows["arm"] == "gift"]["concept"]) == {"dog"}
+    assert set(rows[rows["arm"] == "imma + gift"]["concept"]) == {"cat", "dog"}
+    gaps = comparison.differences(rows, kept, "gift", seed=0).set_index("arms")
+    assert gaps["n"]["gift - imma + gift"] == 2  # the dog's seeds
+
+    both = {cats: "L_max not finite", dogs: "L_max not finite"}
+    assert list(comparison.without(plans, failed=both)) == ["undefended", "imma + gift"]
+
+
+def test_nothing_left_to_compare_is_said(plans: dict[str, Any]) -> None:
+    units = {key: f"{key[1]} on {key[0]}: no" for key in plans["undefended"].undefended.attacks}
+    with pytest.raises(ConfigError, match="dreambooth on cat: no"):
+        comparison.without(plans, units)

@@ -32,11 +32,16 @@ def run_steps(
     cluster: ClusterConfig,
     board: Any,
     on_done: Callable[[Step], None] = lambda step: None,
+    on_failed: Callable[[Step, UnitFailed], None] | None = None,
 ) -> None:
     """Run steps and whatever they need to their records; blocks. Finished ones are not run again.
 
+    Args:
+        on_failed: told of a unit that failed for its own reason; the others go on, without those that
+            need it. None: the first failure ends the run.
+
     Raises:
-        UnitFailed: a unit failed for its own reason. What was running ends first.
+        UnitFailed: a unit failed, and nobody is told. What was running ends first.
     """
     waiting = {step.fingerprint: step for step in closure(steps)}
     done: set[str] = set()
@@ -51,7 +56,14 @@ def run_steps(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 step = running.pop(future)
-                future.result()
+                try:
+                    future.result()
+                except UnitFailed as error:
+                    if on_failed is None:
+                        raise
+                    on_failed(step, error)
+                    _drop_readers(waiting, step)
+                    continue
                 done.add(step.fingerprint)
                 on_done(step)
     except Exception:
@@ -68,6 +80,12 @@ def _ready(waiting: dict[str, Step], done: set[str]) -> list[Step]:
         for step in waiting.values()
         if all(i.fingerprint in done for i in step.inputs.values())
     ]
+
+
+def _drop_readers(waiting: dict[str, Step], failed: Step) -> None:
+    """Forget the steps that can never run without `failed`."""
+    for step in [s for s in waiting.values() if failed in closure([s])]:
+        del waiting[step.fingerprint]
 
 
 def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> None:

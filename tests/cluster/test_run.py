@@ -123,6 +123,22 @@ def test_unit_that_fails_for_its_own_reason_is_not_retried(cluster, tiny_config,
     assert [e.label for e in failed] == [step.label]
 
 
+def test_other_units_go_on_where_a_failure_is_told(cluster, tiny_config, tmp_path):
+    exploding = study(
+        tiny_config, max_loss="negative", optimizer="sgd", max_grad_norm=None, alpha_outer=1e30
+    )
+    layout, told = plan(exploding), {}
+    cluster = cluster.model_copy(update={"under_train": ()})
+    run_steps(
+        layout.steps(), tmp_path, cluster, start_board(),
+        on_failed=lambda step, error: told.update({step.fingerprint: str(error)}),
+    )  # fmt: skip
+    (arm,) = layout.defended
+    assert list(told) == [arm.immunize.fingerprint]
+    done = [step for step in layout.steps() if step.folder(tmp_path).exists()]
+    assert {s.fingerprint for s in done} == {s.fingerprint for s in layout.shared()}
+
+
 def assert_same_weights(step: Step, one: Path, other: Path) -> None:
     left, right = (load_file(step.folder(root) / "unet.safetensors") for root in (one, other))
     assert left.keys() == right.keys()
