@@ -14,7 +14,7 @@ from tiny import make_encoders
 from gift_ray import comparison, plugins
 from gift_ray.config import DefenseConfig, StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.plan import Step, closure, execute
+from gift_ray.plan import Step, closure, execute, scores
 from gift_ray.records import write_step
 from gift_ray.report.curves import draw_curves
 
@@ -97,6 +97,32 @@ def test_a_row_for_each_unit_and_nothing_resists_undefended(
         rows[["recovered", "memorised", "degraded", "unrelated"]].sum(axis=1), 1
     )
     assert rows["resistance"].between(0, 1).all()
+    np.testing.assert_allclose(undefended["best_of_n"], 0, atol=1e-12)
+
+
+def test_best_of_n_keeps_one_image_of_each_prompt(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    rows = comparison.units(plans, config.study_dir).set_index(["arm", "concept", "seed"])
+    layout = plans["gift"]
+    for arm in layout.defended:
+        for (concept, attack, seed), step in arm.attacks.items():
+            ours = _best_by_hand(step, config)
+            base = _best_by_hand(layout.undefended.attacks[concept, attack, seed], config)
+            chance = _best_by_hand(layout.chance_similarity[concept], config)[0]
+            most = max((v - chance) / (max(base.values()) - chance) for v in ours.values())
+            expected = 1 - min(1, max(0, most))
+            assert rows["best_of_n"]["gift", concept, seed] == pytest.approx(expected)
+
+
+def _best_by_hand(step: Step, config: StudyConfig) -> dict[int, float]:
+    """attack step -> mean over prompts of the larger of the two images' lpips."""
+    found: dict[int, list[float]] = {}
+    table = scores(step, config.study_dir).to_dict("records")
+    for one, other in zip(table[::2], table[1::2], strict=True):
+        assert one["step"] == other["step"]
+        found.setdefault(one["step"], []).append(max(one["lpips"], other["lpips"]))
+    return {k: sum(v) / len(v) for k, v in found.items()}
 
 
 def test_standings_average_concepts_and_keep_the_worst(
