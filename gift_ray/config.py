@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -66,10 +68,17 @@ class PluginConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
 
+    def settings(self) -> list[dict[str, Any]]:
+        """The options that this stands for: one setting, or several."""
+        return [self.options]
+
     @model_validator(mode="after")
     def _check_options(self, info: ValidationInfo) -> PluginConfig:
         check: Check | None = (info.context or {}).get("check")
-        mistakes = check(self.kind, self.name, self.options) if check else []
+        found = (
+            [check(self.kind, self.name, options) for options in self.settings()] if check else []
+        )
+        mistakes = list(dict.fromkeys(m for each in found for m in each))
         if mistakes:
             raise PluginMistakes(mistakes)
         return self
@@ -96,9 +105,49 @@ class DefenseConfig(PluginConfig):
 
 
 class AttackConfig(PluginConfig):
-    """How the attacker fine-tunes: a file of `gift_ray/attacks`."""
+    """How the attacker fine-tunes: a file of `gift_ray/attacks`.
+
+    `label` is its name in tables and curves. `grid` stands for an attack at each combination of its values
+    (`grid: {learning_rate: [5.0e-5, 1.0e-4], rank: [4, 8]}`); their worst case is what counts. Steps need
+    no grid: images are drawn along every attack.
+    """
 
     kind = "attacks"
+
+    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-][A-Za-z0-9_. -]{0,79}$")
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+    def settings(self) -> list[dict[str, Any]]:
+        return [member.options for member in self.members()]
+
+    def members(self) -> list[AttackConfig]:
+        """The attacks of the grid, each named by its values; one without a grid is its own only member."""
+        if not self.grid:
+            return [self]
+        points = [
+            dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())
+        ]
+        return [
+            AttackConfig.model_validate({"name": self.name, **self.options, **point, "label":
+                " ".join([self.title, *(f"{key} {_in_letters(value)}" for key, value in point.items())])})
+            for point in points
+        ]  # fmt: skip
+
+    @model_validator(mode="after")
+    def _grid_is_of_other_options(self) -> AttackConfig:
+        twice = sorted(self.grid.keys() & self.options.keys())
+        if twice:
+            raise ValueError(f"grid and the attack both set {twice[0]}; leave one of them out")
+        return self
+
+
+def _in_letters(value: Any) -> str:
+    """A grid's value as part of a label."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", str(value))
 
 
 class MetricConfig(PluginConfig):

@@ -351,11 +351,12 @@ def _arm(
 
 
 def attack_names(config: StudyConfig) -> dict[str, AttackConfig]:
-    """The attacks by a name of their own: `dreambooth`, `dreambooth-2`, ... for one used again."""
+    """The attacks, grids laid out, by a name of their own: `dreambooth`, `dreambooth-2`, ... for one used
+    again."""
     names: dict[str, AttackConfig] = {}
-    for attack in config.attacks:
-        again = sum(other.name == attack.name for other in names.values())
-        names[f"{attack.name}-{again + 1}" if again else attack.name] = attack
+    for attack in (member for each in config.attacks for member in each.members()):
+        again = sum(other.title == attack.title for other in names.values())
+        names[f"{attack.title}-{again + 1}" if again else attack.title] = attack
     return names
 
 

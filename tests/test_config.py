@@ -12,7 +12,7 @@ import yaml
 from gift_ray import plugins
 from gift_ray.config import StudyConfig, load_config, resolve_output_dir, with_values
 from gift_ray.errors import ConfigError, ModelError
-from gift_ray.plan import load_study
+from gift_ray.plan import attack_names, load_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
@@ -301,3 +301,29 @@ def test_every_study_that_we_ship_can_be_read(
     (tmp_path / "customconcept101" / "dataset.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
     load_config(path, [], check=plugins.check)
+
+
+def test_a_grid_stands_for_an_attack_at_each_combination(write: Any, study: dict[str, Any]) -> None:
+    study["attacks"] = [
+        {"name": "lora", "max_train_steps": 9, "grid": {"rank": [4, 8], "learning_rate": ["1e-3"]}},
+        {"name": "dreambooth"},
+    ]
+    config = load(write(study))
+    assert {name: attack.options for name, attack in attack_names(config).items()} == {
+        "lora learning_rate 0.001 rank 4": {"max_train_steps": 9, "rank": 4, "learning_rate": 1e-3},
+        "lora learning_rate 0.001 rank 8": {"max_train_steps": 9, "rank": 8, "learning_rate": 1e-3},
+        "dreambooth": {},
+    }
+
+
+def test_every_point_of_a_grid_is_checked(write: Any, study: dict[str, Any]) -> None:
+    study["attacks"] = [
+        {"name": "lora", "grid": {"rank": [4, 0], "learning_rat": [1e-3]}},
+        {"name": "lora", "rank": 4, "grid": {"rank": [8]}},
+        {"name": "dreambooth", "grid": {"learning_rate": []}},
+    ]
+    found = "\n".join(mistakes(write(study)))
+    assert "attacks.0.rank: 0 is not allowed: input should be greater than 0" in found
+    assert "attacks.0.learning_rat: unknown key; did you mean 'learning_rate'?" in found
+    assert "grid and the attack both set rank" in found
+    assert "attacks.2.grid.learning_rate" in found
