@@ -22,8 +22,8 @@ VERDICT = ("objective", "resistance", "retention")
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
 
-def job_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every job on a study takes."""
+def job_parser(description: str, *, dry_run: bool = True) -> argparse.ArgumentParser:
+    """The arguments that every job on a study takes; `dry_run` where there is a plan to print."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +31,8 @@ def job_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser
 
 

@@ -343,6 +343,11 @@ class DiffusionModel:
         model.unet.requires_grad_(False)
         return model
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the unet carries an adapter of `with_lora` or `load_lora`."""
+        return bool(getattr(self.unet, "peft_config", None))
+
     def save_lora(self, folder: Path) -> None:
         """The adapter of `with_lora` as `pytorch_lora_weights.safetensors`, which every diffusers
         pipeline of this base reads with `load_lora_weights`.
@@ -361,6 +366,30 @@ class DiffusionModel:
         StableDiffusionPipeline.save_lora_weights(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata
         )
+
+    def save_lora_kohya(self, path: Path) -> None:
+        """The adapter of `with_lora` as one file in kohya's format, which the common web UIs read:
+        `lora_unet_*.lora_down.weight`, `.lora_up.weight` and `.alpha`.
+
+        Raises:
+            UnitFailed: a weight is not finite.
+        """
+        from diffusers.utils import convert_state_dict_to_kohya
+        from peft.utils import get_peft_model_state_dict
+
+        layers = get_peft_model_state_dict(self.unet)
+        _require_finite(layers)
+        config = self.unet.peft_config["default"]
+        tensors = convert_state_dict_to_kohya({f"unet.{n}": t for n, t in layers.items()})
+        # diffusers writes the rank for alpha.
+        for name in [name for name in tensors if name.endswith(".alpha")]:
+            tensors[name] = torch.tensor(float(config.lora_alpha))
+        metadata = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(config.r),
+            "ss_network_alpha": str(config.lora_alpha),
+        }
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, path, metadata=metadata)
 
     def load_lora(self, path: Path) -> DiffusionModel:
         """A copy with an adapter of its unet, as `save_lora` or the diffusers scripts save it (a

@@ -197,7 +197,7 @@ def attack(
     plugin: plugins.Attack = plugins.build("attacks", attack.name, attack.options)
     released = base_model(model).with_weights(inputs["model"] / "unet.safetensors")
     d_a = data.load_examples(inputs["concept"] / "D_A.safetensors")
-    seeds = Seeds(_offset(Seeds(seed), "attack"))
+    seeds = attack_seeds(seed)
     asked = [p for p in prompts for _ in range(evaluation.num_images_per_prompt)]
     for step, attacked in plugin.finetune(released, d_a, seeds=seeds, report=journal):
         # The same noise at every step and for every arm: differences are the weights' alone.
@@ -207,6 +207,11 @@ def attack(
         data.save_images(out / f"step-{name}", [Image.fromarray(a) for a in tensor.numpy()])
     _save_log(out, journal)
     return {"steps": [int(name) for name in journal.kept], "prompts": asked}
+
+
+def attack_seeds(seed: int) -> Seeds:
+    """What an attack draws from."""
+    return Seeds(_offset(Seeds(seed), "attack"))
 
 
 def sample(

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import make_examples, make_pipeline, same_weights, weights
 
@@ -156,6 +157,23 @@ def test_a_saved_adapter_is_read_by_plain_diffusers(
     after = drawn_by(plain)
     np.testing.assert_array_equal(after, drawn_by(model.pipeline()))
     assert np.abs(after - before).max() > 0.01
+
+
+def test_a_kohya_file_is_read_by_plain_diffusers_and_by_us(
+    tiny_model: DiffusionModel, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model, file = adapted(tiny_model), tmp_path / "adapter.safetensors"
+    model.save_lora_kohya(file)
+    plain = DiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    before = drawn_by(plain)
+    plain.load_lora_weights(file)
+    np.testing.assert_allclose(drawn_by(plain), drawn_by(model.pipeline()), atol=1e-6)
+    assert np.abs(drawn_by(plain) - before).max() > 0.01
+    read = tiny_model.load_lora(file)
+    np.testing.assert_allclose(drawn_by(read.pipeline()), drawn_by(plain), atol=1e-6)
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["ss_network_dim"] == "2"
+        assert {n.rpartition(".")[2] for n in opened.keys()} == {"weight", "alpha"}
 
 
 def test_an_adapter_of_plain_diffusers_is_read(
