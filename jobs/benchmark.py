@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, job_parser, run_job, say
 from gift_ray.plan import Plan, Step, check_data, load_study
 from gift_ray.report.curves import draw_curves
+from gift_ray.report.eval_unlearn import write_reports
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -89,6 +91,8 @@ def write_tables(config: StudyConfig, plans: dict[str, Plan], set_aside: list[st
         for kind in ("md", "csv", "tex"):
             (folder / f"{name}.{kind}").write_text(comparison.as_text(table, kind), "utf-8")
     draw_curves(curves, config.scoring.similarities, folder)
+    settings = config.model_dump(mode="json", exclude={"output_dir", "cluster", "tracking"})
+    write_reports(rows, kept, settings, time.time(), folder / "eval-unlearn")
     for name in ("standings", "differences", "costs"):
         console.console.print(comparison.as_text(tables[name], "md"), markup=False)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gift_ray.errors import ConfigError
 from gift_ray.plan import Step, closure, execute, scores
 from gift_ray.records import write_step
 from gift_ray.report.curves import draw_curves
+from gift_ray.report.eval_unlearn import write_reports
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
 IMMA = {"name": "imma", "max_train_steps": 4, "train_batch_size": 2}
@@ -212,3 +214,20 @@ def test_nothing_left_to_compare_is_said(plans: dict[str, Any]) -> None:
     units = {key: f"{key[1]} on {key[0]}: no" for key in plans["undefended"].undefended.attacks}
     with pytest.raises(ConfigError, match="dreambooth on cat: no"):
         comparison.without(plans, units)
+
+
+def test_eval_unlearn_reports_carry_the_worst_case(
+    config: StudyConfig, plans: dict[str, Any], tmp_path: Path
+) -> None:
+    rows, kept = (f(plans, config.study_dir) for f in (comparison.units, comparison.probes))
+    written = write_reports(rows, kept, {"name": "tiny"}, 1.5, tmp_path)
+    assert len(written) == 3 * 2  # arms, concepts
+    report = json.loads((tmp_path / "imma _ gift_dog_latest_report.json").read_text())
+    mine = rows[(rows["arm"] == "imma + gift") & (rows["concept"] == "dog")]
+    assert report["technique_name"] == "imma + gift"
+    assert report["erase_concept"] == "dog"
+    assert report["metric_result"]["value"] == mine["resistance"].min()
+    details = report["metric_result"]["details"]
+    probes = kept[(kept["arm"] == "imma + gift") & (kept["model"] == "dog")]["retention"]
+    assert (details["retention"], details["worst_retention"]) == (probes.mean(), probes.min())
+    assert [u["seed"] for u in details["units"]] == [0, 1]

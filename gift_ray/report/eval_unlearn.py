@@ -1,0 +1,65 @@
+"""A benchmark in the shape of eval-unlearn's reports (1.1.2: one JSON for each technique and concept), so
+that its leaderboards can show what fine-tuning brings back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gift_ray.records import digest, write_json_atomic
+from gift_ray.report.summary import slug
+
+METRIC = "finetuning_resistance"
+
+
+def write_reports(
+    units: pd.DataFrame,
+    probes: pd.DataFrame,
+    settings: dict[str, Any],
+    timestamp: float,
+    folder: Path,
+) -> list[Path]:
+    """One file for each arm and malicious concept; returns them.
+
+    Args:
+        units: `comparison.units`: a row for each arm, concept, attack and seed.
+        probes: `comparison.probes`: a row for each arm, model and probe.
+        settings: the study's configuration.
+        timestamp: of the report, Unix seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for (arm, concept), rows in units.groupby(["arm", "concept"], sort=False):
+        its_models = [model for model in probes["model"] if concept in model.split(", ")]
+        kept = probes[(probes["arm"] == arm) & probes["model"].isin(its_models)]
+        report = {
+            "run_id": digest([arm, concept, settings])[:8],
+            "timestamp": timestamp,
+            "technique_name": arm,
+            "erase_concept": concept,
+            "metric_name": METRIC,
+            "dataset_name": "held-out attack images (D_A)",
+            "dataset_metadata": {
+                "attacks": sorted(rows["attack"].unique()),
+                "total_loaded": len(rows),
+            },
+            "metric_result": {
+                "name": METRIC,
+                "value": float(rows["resistance"].min()),
+                "details": {
+                    "mean_resistance": float(rows["resistance"].mean()),
+                    "retention": float(kept["retention"].mean()),
+                    "worst_retention": float(kept["retention"].min()),
+                    "units": rows[["attack", "seed", "resistance", "final_recovery"]].to_dict(
+                        "records"
+                    ),
+                },
+            },
+            "metric_config": settings,
+        }
+        path = folder / f"{slug(str(arm))}_{slug(str(concept))}_latest_report.json"
+        write_json_atomic(path, report)
+        written.append(path)
+    return written
