@@ -247,7 +247,7 @@ def test_projected_outer_steps_do_not_undo_the_inner_one(
 def test_sample_noise_costs_twice_the_variance_and_pulls_to_the_mean() -> None:
     sample = torch.randn(24, generator=SEEDS.generator("z")).double() * 3 + 1
     many = sample.expand(40_000, -1).clone().requires_grad_()
-    loss = noise_loss(many, SEEDS.generator("eps"))
+    loss = noise_loss(many, SEEDS.generator("eps"), list(range(40_000)), 40_000)
     assert loss.shape == (40_000,)
     assert loss.mean().item() == pytest.approx(2 * float(sample.var(correction=0)), rel=0.01)
     (gradient,) = torch.autograd.grad(loss.sum(), many)
@@ -259,7 +259,9 @@ def test_sample_noise_costs_twice_the_variance_and_pulls_to_the_mean() -> None:
 def frozen_target(target: NoiseTarget, name: str, z: Tensor, keys: tuple[str, ...], index: int):
     """Where the frozen loss of one layer is zero: it is quadratic, so one Newton step tells."""
     z = z.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(target.losses({name: z}, keys, SEEDS, index)[name], z)
+    (gradient,) = torch.autograd.grad(
+        target.losses({name: z}, keys, SEEDS, index, list(range(len(keys))))[name], z
+    )
     return (z - gradient * z.numel() / 2 * target.std[name].square()[:, None, None]).detach()
 
 
@@ -286,7 +288,7 @@ def test_frozen_noise_has_the_statistics_of_the_base_and_is_measured_in_them(
     _, _, activations, batch = predict(model, d_m, "outer")
     for name, z in activations.items():
         # One unit of variance from the noise, one from the base's own activations.
-        (loss,) = target.losses({name: z}, batch.keys, SEEDS, 0).values()
+        (loss,) = target.losses({name: z}, batch.keys, SEEDS, 0, list(range(BATCH))).values()
         assert loss.item() == pytest.approx(2.0, rel=0.35)
         mean, deviation = (s[name][:, None, None] for s in (target.mean, target.std))
         at = (frozen_target(target, name, z.detach(), batch.keys, 0) - mean) / deviation

@@ -13,8 +13,8 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 # `plugins`, which stands above `models` (its protocols speak of models) and below `data`.
 FLOORS = (
     {"errors", "builtin", "__init__"},
-    {"config", "records", "diffusion", "scoring", "labels", "statistics"},
-    {"models"},
+    {"config", "records", "diffusion", "parallel", "scoring", "labels", "statistics"},
+    {"models", "merge"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,
