@@ -21,6 +21,7 @@ FLOORS = (
     {"stages"},
     {"plan"},
     {"console", "report", "tracking", "cluster", "release", "comparison"},
+    {"multi_concept"},
     {"jobs"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
