@@ -1,6 +1,6 @@
 """One, two, four, ... concepts, each way of immunizing against them: what the worst concept resists, what
 is kept, what it costs; and the concept x concept matrix of the largest number. Steps that ways have in
-common are computed once.
+common are computed once; running it again continues.
 
     python benchmarks/multi_concept.py configs/builtin/multi_concept.yaml 1,2,4 [key=value ...]
 """
@@ -14,13 +14,10 @@ from typing import Any
 import pandas as pd
 
 from gift_ray import console
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.session import session
 from gift_ray.comparison import as_text
 from gift_ray.config import StudyConfig
 from gift_ray.multi_concept import cost, matrix, standing
-from gift_ray.plan import Plan, closure, configure, load_study, plan
+from gift_ray.plan import Plan, closure, configure, execute, load_study, plan
 
 
 def ways(config: StudyConfig, count: int, variants: bool) -> dict[str, dict[str, Any]]:
@@ -55,11 +52,11 @@ def main(path: str, counts: list[int], overrides: list[str]) -> None:
             plans[count, way] = plan(configure(fewer, changes), matrix=most)
     steps = closure(step for layout in plans.values() for step in layout.steps())
 
+    # In this process, one after the other: their CPU seconds compare.
     study_dir = config.study_dir
-    with session(config.cluster, study_dir):
-        board = start_board()
-        with console.LiveProgress(read_board(board), len(steps)):
-            run_steps(steps, study_dir, config.cluster, board)
+    for number, step in enumerate(steps, 1):
+        execute(step, study_dir)
+        console.say(f"{number}/{len(steps)} {step.label}")
 
     rows = [
         {"concepts": count, "way": way, **standing(layout, study_dir), **cost(layout, study_dir)}

@@ -55,15 +55,17 @@ def standing(layout: Plan, study_dir: Path) -> dict[str, float]:
 
 
 def cost(layout: Plan, study_dir: Path) -> dict[str, float]:
-    """What making the models took: steps trained or merged, images seen, seconds one after the other,
-    and seconds on as many machines as there is work for."""
-    steps = [s for s in closure(arm.immunize for arm in layout.defended) if s.kind in TRAINS]
-    seconds = {s.fingerprint: _seconds(s, study_dir) for s in steps}
+    """What making the models took: trainings and merges, images seen, seconds (of the wall clock, and of
+    the CPU) one after the other, and seconds where those that don't wait for each other run at once."""
+    ends = [arm.immunize for arm in layout.defended]
+    steps = [step for step in closure(ends) if step.kind in TRAINS]
+    took = {s.fingerprint: read_claim(s.folder(study_dir)).provenance for s in steps}
     return {
-        "steps": len(steps),
+        "units": len(steps),
         "images seen": sum(_images_seen(step, study_dir) for step in steps),
-        "seconds": sum(seconds.values()),
-        "seconds in parallel": _longest((arm.immunize for arm in layout.defended), seconds),
+        "seconds": sum(t["seconds"] for t in took.values()),
+        "CPU seconds": sum(t["cpu_seconds"] for t in took.values()),
+        "seconds at once": _longest(ends, {name: t["seconds"] for name, t in took.items()}),
     }
 
 
@@ -86,10 +88,6 @@ def _longest(ends: Iterable[Step], seconds: dict[str, float]) -> float:
         ),
         default=0.0,
     )
-
-
-def _seconds(step: Step, study_dir: Path) -> float:
-    return float(read_claim(step.folder(study_dir)).provenance["seconds"])
 
 
 def _images_seen(step: Step, study_dir: Path) -> int:
