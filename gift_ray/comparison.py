@@ -167,7 +167,7 @@ def costs(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
         for arm in layout.defended:
             folder = arm.immunize.folder(study_dir)
             log = pd.read_parquet(folder / "training.parquet")
-            rows.append({"arm": name, "logged_steps": len(log), "images_seen": _images_seen(log),
+            rows.append({"arm": name, "logged_steps": len(log), "images_seen": images_seen(log),
                          "seconds": read_record(folder).provenance["seconds"]})  # fmt: skip
     return pd.DataFrame(rows).groupby("arm", sort=False).mean()
 
@@ -219,7 +219,7 @@ def _attacked(
                 yield name, layout, arm, key
 
 
-def _images_seen(log: pd.DataFrame) -> int:
+def images_seen(log: pd.DataFrame) -> int:
     """Over the whole training: each member of a chain counts its own from zero."""
     if "images_seen" not in log:
         return 0

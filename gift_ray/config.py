@@ -186,12 +186,27 @@ class ConceptConfig(Part):
     max_images: int = Field(40, ge=2, description="in all, shared between D_M and D_A")
 
 
-class ConceptsConfig(Part):
-    """What to block, what must stay learnable, and one model for all or one for each."""
+class MergeConfig(Part):
+    """How models against one concept each become one (`concepts.mode: merge`); gift_ray/merge.py."""
 
-    mode: Literal["joint", "per_concept"] = "per_concept"
+    keys_and_values: Literal["solve", "average"] = "solve"
+    ridge: float = Field(1e-3, gt=0, description="relative to the system's mean eigenvalue")
+    preserve: float = Field(1.0, ge=0, description="weight of D_S's tokens beside each concept's")
+    max_condition: float = Field(1e8, gt=1, description="the system is refused above it")
+    scale: float = Field(1.0, gt=0, description="of the mean of changes; n concepts: n sums them")
+    polish_steps: int = Field(
+        0, ge=0, description="the defense's max_train_steps on all concepts, after merging; 0: none"
+    )
+
+
+class ConceptsConfig(Part):
+    """What to block, what must stay learnable, and how many models: one for each malicious concept, one
+    trained against all (`joint`), or one merged from those for each (`merge`)."""
+
+    mode: Literal["joint", "per_concept", "merge"] = "per_concept"
     malicious: tuple[ConceptConfig, ...] = Field(min_length=1)
     safe: tuple[ConceptConfig, ...] = ()
+    merge: MergeConfig = MergeConfig()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ConceptsConfig:
@@ -277,8 +292,20 @@ class ClusterConfig(Part):
     cpus_per_unit: float = Field(1, gt=0)
     gpus_per_unit: float = Field(0, ge=0)
     under_train: tuple[Literal["immunize", "attack"], ...] = ("immunize", "attack")
+    workers_per_immunization: Positive = Field(
+        1, description="data-parallel, each with a unit's resources; under Ray Train"
+    )
     max_failures: int = Field(2, ge=0)
     checkpoint_every: Positive = Field(100, description="training steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _workers_are_under_train(self) -> ClusterConfig:
+        if self.workers_per_immunization > 1 and "immunize" not in self.under_train:
+            raise ValueError(
+                f"workers_per_immunization is {self.workers_per_immunization}, and only Ray Train runs "
+                "several: add immunize to cluster.under_train"
+            )
+        return self
 
 
 class TrackingConfig(Part):

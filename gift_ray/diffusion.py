@@ -5,6 +5,7 @@ of activations, optimizer steps, and explicit randomness. torch only; no model i
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,40 @@ class Batch:
     encoder_hidden_states: Tensor
     keys: tuple[str, ...]
     captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """Some of the examples, in the order of `rows`."""
+        return Batch(
+            self.latents[rows],
+            self.encoder_hidden_states[rows],
+            tuple(self.keys[i] for i in rows),
+            tuple(self.captions[i] for i in rows),
+        )
+
+
+def balanced_batch(
+    sets: Sequence[Examples], size: int, generator: torch.Generator
+) -> tuple[Batch, list[list[int]]]:
+    """A batch that takes the concepts in turn, however many images each has, and the rows of each one.
+
+    The turn begins at a random concept, so that a batch smaller than the number of concepts favours
+    none. One concept: its own `batch`, bit for bit.
+    """
+    first = int(torch.randint(len(sets), (), generator=generator)) if len(sets) > 1 else 0
+    turns = [(first + i) % len(sets) for i in range(size)]
+    counts = [turns.count(concept) for concept in range(len(sets))]
+    parts = [s.batch(n, generator) for s, n in zip(sets, counts, strict=True) if n > 0]
+    batch = Batch(
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.encoder_hidden_states for part in parts]),
+        tuple(key for part in parts for key in part.keys),
+        tuple(caption for part in parts for caption in part.captions),
+    )
+    ends = list(itertools.accumulate(counts))
+    return batch, [list(range(end - n, end)) for end, n in zip(ends, counts, strict=True) if n > 0]
 
 
 def concatenate(sets: Sequence[Examples]) -> Examples:

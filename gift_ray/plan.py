@@ -19,6 +19,7 @@ from gift_ray.config import (
     ConceptConfig,
     DefenseConfig,
     EvaluationConfig,
+    MergeConfig,
     MetricConfig,
     ModelConfig,
     PluginConfig,
@@ -36,13 +37,15 @@ from gift_ray.stages import Journal, LocalJournal
 
 # Raised when a stage's meaning changes: every step of the kind is then computed anew.
 VERSIONS = {
-    "prepare_concept": 1, "prepare_prior": 1, "immunize": 1, "attack": 1, "sample": 1, "evaluate": 1,
-    "evaluate_references": 1,
+    "prepare_concept": 1, "prepare_prior": 1, "immunize": 1, "merge": 1, "attack": 1, "sample": 1,
+    "evaluate": 1, "evaluate_references": 1,
 }  # fmt: skip
+# Raised when immunizing against several concepts at once changes its meaning, and against one doesn't.
+SEVERAL = 2
 # The parts of the configuration that a spec may hold.
 PARTS: dict[str, type[BaseModel]] = {
     "model": ModelConfig, "evaluation": EvaluationConfig, "prior": PriorConfig,
-    "concept": ConceptConfig, "defense": DefenseConfig, "attack": AttackConfig,
+    "concept": ConceptConfig, "defense": DefenseConfig, "attack": AttackConfig, "merge": MergeConfig,
 }  # fmt: skip
 # The kinds that are given a journal: a log, and checkpoints.
 JOURNALED = ("immunize", "attack")
@@ -97,6 +100,8 @@ class Step:
 class Arm:
     """One released model and everything that is measured on it.
 
+    `immunize` leaves the model: an immunize or a merge step. `malicious` are the concepts that it is
+    to resist; an attack on any other than these and the safe ones is for the matrix alone.
     `attacks` maps (concept, attack label, seed) to the evaluate step of its curve; `samples` maps a
     prompt group (`safe`, `neighbors/<concept>`) to the evaluate step of unattacked images.
     """
@@ -132,9 +137,8 @@ class Plan:
             *self.chance_prompt.values(),
             *self.references.values(),
         ]
-        return closure(
-            [*ends, *(step for arm in self.defended for step in arm.immunize.inputs.values())]
-        )
+        reads = closure(arm.immunize for arm in self.defended)
+        return closure([*ends, *(step for step in reads if step.kind.startswith("prepare_"))])
 
     def steps(self) -> list[Step]:
         """Every step, inputs first."""
@@ -164,6 +168,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     """
     config = load_config(path, overrides, check=plugins.check)
     _check_space(config)
+    _check_polish(config)
     check_similarities(config)
     models.locate(config.model)
     for role, name in config.evaluation.encoders.model_dump().items():
@@ -205,6 +210,18 @@ def _check_space(config: StudyConfig) -> None:
         raise ConfigError(*mistakes)
 
 
+def _check_polish(config: StudyConfig) -> None:
+    """Polishing is the defense again, for a number of steps of its own."""
+    concepts = config.concepts
+    if concepts.mode != "merge" or not concepts.merge.polish_steps:
+        return
+    if plugins.check("defenses", config.defense.name, polish(config).options):
+        raise ConfigError(
+            f"concepts.merge.polish_steps: {config.defense.name} has no max_train_steps to set; set "
+            "polish_steps to 0, or polish with a defense that has"
+        )
+
+
 def check_similarities(config: StudyConfig) -> None:
     """What resistance is made of must be a number for each image that grows with the concept.
 
@@ -230,8 +247,13 @@ def configure(config: StudyConfig, values: dict[str, Any]) -> StudyConfig:
     return with_values(config, values, check=plugins.check)
 
 
-def plan(config: StudyConfig) -> Plan:
-    """Lay out a study. Pure but for hashing the model and the sources' files."""
+def plan(config: StudyConfig, *, matrix: bool = False) -> Plan:
+    """Lay out a study. Pure but for hashing the model and the sources' files.
+
+    Args:
+        matrix: attack every model with every malicious concept, and draw all concepts' neighbours, not
+            only with and of those that it is immunized against.
+    """
     base = models.identity(config.model)
     prior = _prior_step(config, base)
     concepts = {
@@ -239,15 +261,18 @@ def plan(config: StudyConfig) -> Plan:
         for c in (*config.concepts.malicious, *config.concepts.safe)
     }
     malicious = tuple(c.name for c in config.concepts.malicious)
-    groups = [malicious] if config.concepts.mode == "joint" else [(name,) for name in malicious]
+    alone = config.concepts.mode == "per_concept"
+    groups = [(name,) for name in malicious] if alone else [malicious]
 
-    undefended = _arm(config, base, "undefended", UNDEFENDED, malicious, concepts, prior, None)
-    defense = config.defense
-    labels = [f"{defense.title} against {', '.join(group)}" for group in groups]
+    nothing = _immunize_step(config, "undefended", UNDEFENDED, malicious, concepts, prior)
+    undefended = _arm(config, "undefended", nothing, malicious, malicious, concepts, None)
     defended = tuple(
-        _arm(config, base, label, defense, group, concepts, prior, undefended)
-        for label, group in zip(labels, groups, strict=True)
-    )
+        _arm(
+            config, _against(config, group), _released(config, group, concepts, prior), group,
+            malicious if matrix else group, concepts, undefended,
+        )
+        for group in groups
+    )  # fmt: skip
 
     # Chance levels, both from the base's images of the safe prompts: their agreement with a concept
     # that they don't show (its images and its prompts), and with prompts that they weren't drawn from.
@@ -307,28 +332,85 @@ def _source_identity(source: PluginConfig, base: dict[str, Any]) -> dict[str, An
     return {**plugin.identity(), "content": plugin.content()}
 
 
-def _arm(
-    config: StudyConfig, base: dict[str, Any], label: str, defense: DefenseConfig,
-    malicious: tuple[str, ...], concepts: dict[str, Step], prior: Step, undefended: Arm | None,
-) -> Arm:  # fmt: skip
-    """Immunize against `malicious`, then attack with each of them and with every safe concept. What it
-    draws unattacked is held against what the `undefended` arm draws (None: this is that arm)."""
-    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+def _against(config: StudyConfig, group: Sequence[str]) -> str:
+    return f"{config.defense.title} against {', '.join(group)}"
+
+
+def _released(
+    config: StudyConfig, group: tuple[str, ...], concepts: dict[str, Step], prior: Step
+) -> Step:
+    """The step that leaves the model against a group of concepts, trained or merged."""
+    defense, options = config.defense, config.concepts.merge
+    if config.concepts.mode != "merge" or len(group) == 1 or not _plugin(defense).trains:
+        return _immunize_step(config, _against(config, group), defense, group, concepts, prior)
+    # The models of per_concept mode, by fingerprint: who has them merges in seconds.
+    models = {
+        f"model/{name}": _immunize_step(
+            config, _against(config, (name,)), defense, (name,), concepts, prior
+        )
+        for name in group
+    }
+    spec = {"merge": _dump(options), "concepts": list(group), "model": _dump(config.model)}
+    merged = Step(
+        kind="merge",
+        label=f"merge {_against(config, group)}",
+        spec=spec,
+        identity={
+            "merge": options.model_dump(mode="json", exclude={"polish_steps"}),
+            "concepts": list(group),
+        },
+        inputs={
+            "prior": prior, **models, **{f"concept/{name}": concepts[name] for name in group},
+        },
+    )  # fmt: skip
+    if options.polish_steps == 0:
+        return merged
+    label = f"polish {_against(config, group)}"
+    return _immunize_step(config, label, polish(config), group, concepts, prior, merged)
+
+
+def polish(config: StudyConfig) -> DefenseConfig:
+    """The defense, as short as `concepts.merge.polish_steps`."""
+    steps = {"max_train_steps": config.concepts.merge.polish_steps}
+    return DefenseConfig.model_validate({**_dump(config.defense), **steps})
+
+
+def _immunize_step(
+    config: StudyConfig, label: str, defense: DefenseConfig, malicious: tuple[str, ...],
+    concepts: dict[str, Step], prior: Step, given: Step | None = None,
+) -> Step:  # fmt: skip
+    """Immunize the base, or the model that the step `given` leaves, against `malicious` at once."""
+    plugin = _plugin(defense)
     # What does not train reads no data: one undefended model serves every concept.
     reads = malicious if plugin.trains else ()
-    immunize = Step(
+    identity = {"defense": plugin.identity(), "concepts": list(reads), "seed": config.seed}
+    inputs = {"prior": prior, **{f"concept/{name}": concepts[name] for name in reads}}
+    return Step(
         kind="immunize",
         label=label,
         spec={
             "defense": _plugin_spec(defense), "concepts": list(reads),
             "model": _dump(config.model), "seed": config.seed,
         },
-        identity={"defense": plugin.identity(), "concepts": list(reads), "seed": config.seed},
-        inputs={"prior": prior, **{f"concept/{name}": concepts[name] for name in reads}},
+        identity=identity | ({"several": SEVERAL} if len(reads) > 1 else {}),
+        inputs=inputs | ({"model": given} if given else {}),
         trains=plugin.trains,
     )  # fmt: skip
 
-    wanted = [c for c in config.concepts.malicious if c.name in malicious] + [*config.concepts.safe]
+
+def _plugin(defense: DefenseConfig) -> plugins.Defense:
+    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+    return plugin
+
+
+def _arm(
+    config: StudyConfig, label: str, immunize: Step, malicious: tuple[str, ...],
+    attacked: tuple[str, ...], concepts: dict[str, Step], undefended: Arm | None,
+) -> Arm:  # fmt: skip
+    """Attack a model with each of the `attacked` concepts and with every safe one. What it draws
+    unattacked is held against what the `undefended` arm draws (None: this is that arm)."""
+    blocked = [c for c in config.concepts.malicious if c.name in attacked]
+    wanted = [*blocked, *config.concepts.safe]
     attacks = {
         (concept.name, name, seed): _attack_step(
             config, label, immunize, concept, concepts[concept.name], attack, seed
@@ -338,7 +420,7 @@ def _arm(
         for seed in config.seeds
     }
     groups = {"safe": config.evaluation.safe_prompts} | {
-        f"neighbors/{c.name}": c.neighbors for c in wanted if c.name in malicious and c.neighbors
+        f"neighbors/{c.name}": c.neighbors for c in blocked if c.neighbors
     }
     samples = {
         group: _sample_step(
@@ -517,9 +599,7 @@ def execute(
     folder = step.folder(study_dir)
     if is_done(folder):
         return read_record(folder)
-    inputs = {name: other.folder(study_dir) for name, other in step.inputs.items()}
-    for path in inputs.values():
-        read_record(path)
+    inputs = _verified_inputs(step, study_dir)
     if journal is None and step.kind in JOURNALED:
         journal = LocalJournal(step.checkpoint(study_dir), checkpoint_every)
     record = write_step(folder, step.full_identity, _work(step, inputs, journal), label=step.label)
@@ -527,10 +607,29 @@ def execute(
     return record
 
 
+def assist(step: Step, study_dir: Path, journal: Journal) -> None:
+    """Train beside the worker that executes an immunize step; leaves nothing."""
+    stages.immunized_model(**_arguments(step, _verified_inputs(step, study_dir), journal))
+
+
+def _verified_inputs(step: Step, study_dir: Path) -> dict[str, Path]:
+    inputs = {name: other.folder(study_dir) for name, other in step.inputs.items()}
+    for path in inputs.values():
+        read_record(path)
+    return inputs
+
+
 def _work(
     step: Step, inputs: Mapping[str, Path], journal: Journal | None
 ) -> Callable[[Path], dict[str, Any]]:
     """The stage function of a step's kind, with its arguments in place."""
+    arguments = _arguments(step, inputs, journal)
+    stage = getattr(stages, step.kind)
+    return lambda out: stage(out=out, **arguments)
+
+
+def _arguments(step: Step, inputs: Mapping[str, Path], journal: Journal | None) -> dict[str, Any]:
+    """What a step's stage is called with, but for the folder that it fills."""
     spec = step.spec
     parts: dict[str, Any] = {"inputs": inputs}
     for name, kind in PARTS.items():
@@ -539,8 +638,7 @@ def _work(
     parts |= {name: spec[name] for name in ("seed", "concepts", "prompts", "asked") if name in spec}
     if step.kind in JOURNALED:
         parts["journal"] = journal
-    stage = getattr(stages, step.kind)
-    return lambda out: stage(out=out, **parts)
+    return parts
 
 
 def curves(step: Step, study_dir: Path) -> dict[str, dict[int, float]]:
@@ -591,6 +689,8 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     probes: dict[str, float] = {}
     reported: dict[str, float] = {}
     for (concept, attack, seed), step in arm.attacks.items():
+        if concept not in safe and concept not in arm.malicious:
+            continue
         recovered = recoveries(plan, step, (concept, attack, seed), study_dir)
         if concept in safe:
             best = [max(curve.values()) for curve in recovered.values()]

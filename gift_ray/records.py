@@ -115,16 +115,20 @@ def write_step(
     """
     private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     private.mkdir(parents=True)
-    started = time.time()
+    started, cpu_started = time.time(), time.process_time()
     try:
         result = work(private)
+        seconds = {
+            "seconds": round(time.time() - started, 3),
+            "cpu_seconds": round(time.process_time() - cpu_started, 3),
+        }
         record = Record(
             kind=identity["kind"],
             fingerprint=digest(identity),
             identity=identity,
             result=result,
             files=_hash_files(private),
-            provenance=provenance() | {"seconds": round(time.time() - started, 3)} | extra,
+            provenance=provenance() | seconds | extra,
         )
         _write_json(private / RECORD, asdict(record))
         try:

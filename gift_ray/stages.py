@@ -16,10 +16,19 @@ import pandas as pd
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from gift_ray import data, plugins
-from gift_ray.config import ConceptConfig, EvaluationConfig, ModelConfig, PluginConfig, PriorConfig
-from gift_ray.diffusion import Seeds
+from gift_ray.config import (
+    ConceptConfig,
+    EvaluationConfig,
+    MergeConfig,
+    ModelConfig,
+    PluginConfig,
+    PriorConfig,
+)
+from gift_ray.diffusion import Examples, Seeds
+from gift_ray.merge import merge_weights
 from gift_ray.models import DiffusionModel, base_model
 from gift_ray.plugins import MetricContext
 from gift_ray.records import Score, load_state, save_state
@@ -178,15 +187,49 @@ def immunize(
     inputs: Inputs, out: Path, journal: Journal,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the defense on D_M of all given concepts and D_S; leaves unet.safetensors."""
-    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
-    d_m = [data.load_examples(inputs[f"concept/{name}"] / "D_M.safetensors") for name in concepts]
-    d_s = data.load_examples(inputs["prior"] / "D_S.safetensors")
-    immunized = plugin.immunize(
-        base_model(model), d_m, d_s, seeds=Seeds(_offset(Seeds(seed), "immunize")), report=journal
-    )
+    immunized = immunized_model(defense, concepts, model, seed, inputs, journal)
     immunized.save_weights(out / "unet.safetensors")
     _save_log(out, journal)
     return {"last": journal.rows[-1] if journal.rows else {}}
+
+
+def immunized_model(
+    defense: PluginConfig, concepts: Sequence[str], model: ModelConfig, seed: int,
+    inputs: Inputs, journal: Journal,
+) -> DiffusionModel:  # fmt: skip
+    """The training itself, of the base or of the weights that are among the inputs as `model`. All
+    data-parallel workers do it; one of them keeps the result."""
+    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+    d_m, d_s = _defenders_data(concepts, inputs)
+    given = base_model(model)
+    if "model" in inputs:
+        given = given.with_weights(inputs["model"] / "unet.safetensors")
+    seeds = Seeds(_offset(Seeds(seed), "immunize"))
+    return plugin.immunize(given, d_m, d_s, seeds=seeds, report=journal)
+
+
+def merge(
+    merge: MergeConfig, concepts: Sequence[str], model: ModelConfig, inputs: Inputs, out: Path
+) -> dict[str, Any]:
+    """Merge the models that were immunized against one concept each; leaves unet.safetensors."""
+    d_m, d_s = _defenders_data(concepts, inputs)
+    base = base_model(model)
+    weights, values = merge_weights(
+        {name: tensor.cpu() for name, tensor in base.unet.state_dict().items()},
+        (load_file(inputs[f"model/{name}"] / "unet.safetensors") for name in concepts),
+        d_m, d_s, list(base.parameters("cross_attention_kv")), merge,
+    )  # fmt: skip
+    merged = base.clone()
+    merged.unet.load_state_dict(weights)
+    merged.save_weights(out / "unet.safetensors")
+    pd.DataFrame([{"step": 0, **values}]).to_parquet(out / "training.parquet")
+    return {"last": values}
+
+
+def _defenders_data(concepts: Sequence[str], inputs: Inputs) -> tuple[list[Examples], Examples]:
+    """D_M of each concept, and D_S."""
+    d_m = [data.load_examples(inputs[f"concept/{name}"] / "D_M.safetensors") for name in concepts]
+    return d_m, data.load_examples(inputs["prior"] / "D_S.safetensors")
 
 
 def attack(

@@ -14,6 +14,7 @@ from gift_ray.diffusion import (
     Level,
     Seeds,
     add_noise,
+    balanced_batch,
     capture,
     concatenate,
     per_sample_mse,
@@ -176,3 +177,37 @@ def test_concatenated_sets_keep_every_example() -> None:
     both = concatenate([left, right])
     assert both.keys == left.keys + right.keys
     assert torch.equal(both.latents_mean[2:], right.latents_mean)
+
+
+def test_a_balanced_batch_takes_concepts_in_turn_whatever_their_size() -> None:
+    sets = [make_examples(count, seed) for seed, count in enumerate((2, 30, 5))]
+    seen = [0, 0, 0]
+    for index in range(60):
+        batch, rows = balanced_batch(sets, 7, Seeds(3).generator("batch", index))
+        assert sorted(i for part in rows for i in part) == list(range(7))
+        counts = [sum(key.startswith(f"{n}-") for key in batch.keys) for n in range(3)]
+        assert sorted(counts) == [2, 2, 3]
+        assert [len(part) for part in rows] == counts
+        for part in rows:
+            assert len({batch.keys[i].partition("-")[0] for i in part}) == 1
+        seen = [a + b for a, b in zip(seen, counts, strict=True)]
+    # The turn begins anywhere: none is favoured.
+    assert all(abs(count - 140) < 20 for count in seen)
+
+
+def test_a_balanced_batch_may_be_smaller_than_the_number_of_concepts() -> None:
+    sets = [make_examples(2, seed) for seed in range(5)]
+    first = {balanced_batch(sets, 1, Seeds(0).generator("b", i))[0].keys[0][0] for i in range(60)}
+    assert first == set("01234")
+    batch, rows = balanced_batch(sets, 2, Seeds(0).generator("b"))
+    assert len(batch) == 2
+    assert rows == [[0], [1]]
+
+
+def test_a_balanced_batch_of_one_concept_is_its_own() -> None:
+    (one,) = sets = [make_examples(4, 0)]
+    batch, rows = balanced_batch(sets, 6, Seeds(0).generator("b"))
+    expected = one.batch(6, Seeds(0).generator("b"))
+    assert batch.keys == expected.keys
+    assert torch.equal(batch.latents, expected.latents)
+    assert rows == [[0, 1, 2, 3, 4, 5]]

@@ -12,8 +12,16 @@ from tiny import doubled, doubled_examples, same_weights, weights
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gift_ray.defenses.gift import Gift, NoiseTarget, max_loss, noise_loss, prior_loss, project
-from gift_ray.diffusion import Batch, Examples, Seeds, capture, dot
+from gift_ray.defenses.gift import (
+    Gift,
+    NoiseTarget,
+    max_loss,
+    noise_loss,
+    prior_loss,
+    project,
+    without_conflicts,
+)
+from gift_ray.diffusion import Batch, Examples, Seeds, capture, concatenate, dot
 from gift_ray.errors import UnitFailed
 from gift_ray.models import DiffusionModel
 from gift_ray.stages import LocalJournal
@@ -244,10 +252,67 @@ def test_projected_outer_steps_do_not_undo_the_inner_one(
     assert moved("project") == pytest.approx(0, abs=1e-10)
 
 
+def test_conflicts_between_concepts_are_removed_pair_by_pair() -> None:
+    """Two that oppose each other: worked by hand. Two that agree: their sum."""
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    (found,) = without_conflicts([[a], [b]], [0, 1])
+    # a loses its part along b: (1, 0) + (-1, 1) / 2; b its part along a: (0, 1).
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.5]) + torch.tensor([0.0, 1.0]))
+    (sum_,) = without_conflicts([[a], [-b]], [1, 0])
+    torch.testing.assert_close(sum_, a - b)
+    # Three: each is projected off the others one after the other, in the order given.
+    c = torch.tensor([-1.0, -2.0])
+    for order in ([0, 1, 2], [2, 1, 0]):
+        expected = torch.zeros(2)
+        for i, left in enumerate((a, b, c)):
+            for j in order:
+                other = (a, b, c)[j]
+                if j != i and left @ other < 0:
+                    left = left - (left @ other) / (other @ other) * other
+            expected += left
+        torch.testing.assert_close(without_conflicts([[a], [b], [c]], order)[0], expected)
+
+
+def test_concepts_that_do_not_conflict_train_as_without_projection(
+    model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+) -> None:
+    """One concept twice over: gradients that agree add up to the whole batch's. Two that oppose each
+    other do not."""
+
+    def moved(concepts: list[Examples], projection: bool, **options: object) -> dict[str, Tensor]:
+        gift = Gift(**(LETTER | {"alpha_inner": 0.03, "alpha_outer": 0.05, "train_batch_size": 4}
+                       | options), concept_projection=projection)  # fmt: skip
+        return weights(gift.immunize(model, concepts, d_s, seeds=SEEDS, report=journal))
+
+    def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+        return all(torch.allclose(left[n], right[n], rtol=0, atol=1e-12) for n in left)
+
+    # Without L_noise and far from the margin, gradients of images of one kind point the same way.
+    plain = {"beta": 0, "max_weight": 1, "margin": 9.0}
+    assert equal(moved([d_m, d_m], True, **plain), moved([d_m, d_m], False, **plain))
+    assert equal(moved([d_m], True), moved([d_m], False))
+
+
+def test_options_of_several_concepts_leave_the_identity_of_one_alone() -> None:
+    names = {"concept_sampling", "concept_projection"}
+    assert not names & Gift().identity().keys()
+    changed = Gift(concept_sampling="proportional", concept_projection=True).identity()
+    assert names <= changed.keys()
+
+
+def test_proportional_sampling_is_that_of_one_concatenated_set(
+    model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+) -> None:
+    options = LETTER | {"alpha_outer": 0.05, "concept_sampling": "proportional"}
+    two = Gift(**options).immunize(model, [d_m, d_s], d_s, seeds=SEEDS, report=journal)
+    whole = trained(Gift(**options), model, concatenate([d_m, d_s]), d_s, journal)
+    assert same_weights(weights(two), whole)
+
+
 def test_sample_noise_costs_twice_the_variance_and_pulls_to_the_mean() -> None:
     sample = torch.randn(24, generator=SEEDS.generator("z")).double() * 3 + 1
     many = sample.expand(40_000, -1).clone().requires_grad_()
-    loss = noise_loss(many, SEEDS.generator("eps"))
+    loss = noise_loss(many, SEEDS.generator("eps"), list(range(40_000)), 40_000)
     assert loss.shape == (40_000,)
     assert loss.mean().item() == pytest.approx(2 * float(sample.var(correction=0)), rel=0.01)
     (gradient,) = torch.autograd.grad(loss.sum(), many)
@@ -259,7 +324,9 @@ def test_sample_noise_costs_twice_the_variance_and_pulls_to_the_mean() -> None:
 def frozen_target(target: NoiseTarget, name: str, z: Tensor, keys: tuple[str, ...], index: int):
     """Where the frozen loss of one layer is zero: it is quadratic, so one Newton step tells."""
     z = z.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(target.losses({name: z}, keys, SEEDS, index)[name], z)
+    (gradient,) = torch.autograd.grad(
+        target.losses({name: z}, keys, SEEDS, index, list(range(len(keys))))[name], z
+    )
     return (z - gradient * z.numel() / 2 * target.std[name].square()[:, None, None]).detach()
 
 
@@ -286,7 +353,7 @@ def test_frozen_noise_has_the_statistics_of_the_base_and_is_measured_in_them(
     _, _, activations, batch = predict(model, d_m, "outer")
     for name, z in activations.items():
         # One unit of variance from the noise, one from the base's own activations.
-        (loss,) = target.losses({name: z}, batch.keys, SEEDS, 0).values()
+        (loss,) = target.losses({name: z}, batch.keys, SEEDS, 0, list(range(BATCH))).values()
         assert loss.item() == pytest.approx(2.0, rel=0.35)
         mean, deviation = (s[name][:, None, None] for s in (target.mean, target.std))
         at = (frozen_target(target, name, z.detach(), batch.keys, 0) - mean) / deviation

@@ -13,14 +13,15 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 # `plugins`, which stands above `models` (its protocols speak of models) and below `data`.
 FLOORS = (
     {"errors", "builtin", "__init__"},
-    {"config", "records", "diffusion", "scoring", "labels", "statistics"},
-    {"models"},
+    {"config", "records", "diffusion", "parallel", "scoring", "labels", "statistics"},
+    {"models", "merge"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,
     {"stages"},
     {"plan"},
     {"console", "report", "tracking", "cluster", "release", "comparison"},
+    {"multi_concept"},
     {"jobs"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from tiny import make_encoders
 
 from gift_ray import plugins
@@ -24,6 +25,7 @@ from gift_ray.plan import (
     curves,
     execute,
     labelled_scores,
+    load_study,
     plan,
     protocol_id,
     scorecard,
@@ -131,6 +133,7 @@ def test_an_option_changes_only_what_reads_it(
         ("name", "other"),
         ("cluster__cpus_per_unit", 2),
         ("cluster__checkpoint_every", 7),
+        ("cluster__workers_per_immunization", 2),
         ("evaluation__batch_size", 3),
         ("scoring__objective", "chebyshev"),
         ("gate__min_resistance", 0.5),
@@ -177,6 +180,65 @@ def test_joint_mode_makes_one_model_against_all_concepts(raw: dict[str, Any]) ->
     (arm,) = plan(study(raw, concepts__mode="joint")).defended
     assert arm.malicious == ("cat", "dog")
     assert {name for name in arm.immunize.inputs if "/" in name} == {"concept/cat", "concept/dog"}
+
+
+def test_merge_mode_merges_the_models_of_per_concept_mode(raw: dict[str, Any]) -> None:
+    alone = [arm.immunize for arm in plan(study(raw)).defended]
+    layout = plan(study(raw, concepts__mode="merge"))
+    (arm,) = layout.defended
+    assert arm.immunize.kind == "merge"
+    models = [arm.immunize.inputs[f"model/{name}"] for name in ("cat", "dog")]
+    assert [m.fingerprint for m in models] == [a.fingerprint for a in alone]
+    assert arm.malicious == ("cat", "dog")
+    assert {key[0] for key in arm.attacks} == {"cat", "dog", "tree"}
+    # A search must not take the models for what all trials share.
+    assert {s.kind for s in layout.shared()} == {s.kind for s in plan(study(raw)).shared()}
+    assert not {m.fingerprint for m in models} & {s.fingerprint for s in layout.shared()}
+
+
+def test_a_merged_model_is_polished_by_a_short_defense_that_starts_from_it(
+    raw: dict[str, Any],
+) -> None:
+    merge = {"concepts__mode": "merge"}
+    (merged,) = plan(study(raw, **merge)).defended
+    (polished,) = plan(study(raw, **merge, concepts__merge__polish_steps=2)).defended
+    assert polished.immunize.kind == "immunize"
+    assert polished.immunize.inputs["model"].fingerprint == merged.immunize.fingerprint
+    assert polished.immunize.spec["defense"]["max_train_steps"] == 2
+    assert polished.immunize.spec["concepts"] == ["cat", "dog"]
+    (ridged,) = plan(study(raw, **merge, concepts__merge__ridge=0.1)).defended
+    assert ridged.immunize.fingerprint != merged.immunize.fingerprint
+
+
+@pytest.mark.parametrize(
+    "defense", [{"name": "none"}, {"name": "chain", "defenses": [{"name": "gift"}]}]
+)
+def test_only_a_defense_of_steps_can_polish(
+    defense: dict[str, Any], raw: dict[str, Any], tmp_path: Path
+) -> None:
+    merge = {"mode": "merge", "merge": {"polish_steps": 2}}
+    bad = raw | {"defense": defense, "concepts": raw["concepts"] | merge}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(bad))
+    with pytest.raises(ConfigError, match=r"polish_steps: .* has no max_train_steps to set"):
+        load_study(tmp_path / "study.yaml", [])
+
+
+def test_a_matrix_attacks_every_model_with_every_concept(raw: dict[str, Any]) -> None:
+    neighbors = {"concepts__malicious__1__neighbors": ["a wolf", "a fox"]}
+    before, after = plan(study(raw, **neighbors)), plan(study(raw, **neighbors), matrix=True)
+    for arm, other in zip(before.defended, after.defended, strict=True):
+        assert {key[0] for key in arm.attacks} == {*arm.malicious, "tree"}
+        assert {key[0] for key in other.attacks} == {"cat", "dog", "tree"}
+        assert other.malicious == arm.malicious
+        assert set(other.samples) == {"safe", "neighbors/dog"}
+    known = {step.fingerprint for step in after.steps()}
+    assert all(step.fingerprint in known for step in before.steps())
+
+
+def test_several_concepts_at_once_have_a_version_of_their_own(raw: dict[str, Any]) -> None:
+    (joint,) = plan(study(raw, concepts__mode="joint")).defended
+    assert "several" in joint.immunize.identity
+    assert all("several" not in arm.immunize.identity for arm in plan(study(raw)).defended)
 
 
 def test_the_same_attack_with_other_options_is_another_attack(raw: dict[str, Any]) -> None:

@@ -30,8 +30,9 @@ FAILED = -1.0
 class Trial:
     """One setting and what came of it.
 
-    `arms` holds each released model's own verdict (one for all concepts in joint mode, one for each
-    concept in per_concept mode); `objective` is their mean, `resistance` and `retention` their worst.
+    `arms` holds each released model's own verdict (one for each concept in per_concept mode, one for
+    all of them in joint and merge mode); `objective` is their mean, `resistance` and `retention` their
+    worst.
     """
 
     trial_id: str

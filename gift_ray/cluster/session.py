@@ -70,8 +70,26 @@ def _preflight(cluster: ClusterConfig, study_dir: Path) -> None:
             f"cluster: a unit asks for {wanted} and no node has that (nodes: {have}); lower "
             "cluster.cpus_per_unit or cluster.gpus_per_unit, or add nodes"
         )
+    _require_workers(cluster, nodes)
     if len(nodes) > 1:
         _require_shared_storage(study_dir, nodes)
+
+
+def _require_workers(cluster: ClusterConfig, nodes: list[dict[str, Any]]) -> None:
+    """All data-parallel workers of one immunization must fit at once: they wait for each other."""
+    fits = sum(
+        min(
+            int(node["Resources"].get(kind, 0) / each)
+            for kind, each in (("CPU", cluster.cpus_per_unit), ("GPU", cluster.gpus_per_unit))
+            if each
+        )
+        for node in nodes
+    )
+    if cluster.workers_per_immunization > fits:
+        raise ConfigError(
+            f"cluster.workers_per_immunization: {cluster.workers_per_immunization} don't fit on this "
+            f"cluster, which has room for {fits}; lower it, or add nodes"
+        )
 
 
 def _require_shared_storage(study_dir: Path, nodes: list[dict[str, Any]]) -> None:

@@ -1,9 +1,10 @@
-"""One training step under Ray Train: a worker with its resources, checkpoints, retries, resume."""
+"""One training step under Ray Train: workers with their resources, checkpoints, retries, resume."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from gift_ray import parallel
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import UnitFailed
-from gift_ray.plan import Step, execute
-from gift_ray.records import load_state, save_state
+from gift_ray.plan import Step, assist, execute
+from gift_ray.records import is_done, load_state, save_state
 from gift_ray.stages import Journal
 
 STATE = "state.safetensors"
@@ -25,6 +27,10 @@ class TrainJournal(Journal):
     """Checkpoints that Ray Train keeps, and gives back after a worker or node was lost."""
 
     def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        # Every worker reports, as Train waits for all of them; they hold the same, and one writes it.
+        if ray.train.get_context().get_world_rank() > 0:
+            ray.train.report({"step": step})
+            return
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder) / STATE, checkpoint)
             ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
@@ -55,7 +61,7 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
             "every": cluster.checkpoint_every,
         },
         scaling_config=ScalingConfig(
-            num_workers=1,
+            num_workers=cluster.workers_per_immunization if step.kind == "immunize" else 1,
             use_gpu=cluster.gpus_per_unit > 0,
             resources_per_worker={"CPU": cluster.cpus_per_unit}
             | ({"GPU": cluster.gpus_per_unit} if cluster.gpus_per_unit else {}),
@@ -79,17 +85,26 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
 
 def _train_worker(settings: dict[str, Any]) -> str | None:
     """Returns why the unit failed for its own reason, or None."""
-    step: Step = settings["step"]
+    step, study_dir = settings["step"], Path(settings["study_dir"])
     journal = TrainJournal(settings["every"])
-    return attempt(step, Path(settings["study_dir"]), journal)
+    # The first worker looks whether the step is done, and alone writes its record.
+    if parallel.agreed(is_done(step.folder(study_dir))):
+        return None
+    if ray.train.get_context().get_world_rank() > 0:
+        return attempt(step, study_dir, journal, work=assist)
+    return attempt(step, study_dir, journal)
 
 
-def attempt(step: Step, study_dir: Path, journal: Journal | None = None) -> str | None:
+def attempt(
+    step: Step, study_dir: Path, journal: Journal | None = None, work: Callable = execute
+) -> str | None:
     """Execute a step; a failure that a retry can't help comes back as its reason."""
     try:
-        execute(step, study_dir, journal=journal)
+        work(step, study_dir, journal=journal)
     except UnitFailed as error:
         return str(error)
     except torch.cuda.OutOfMemoryError:
+        if parallel.workers()[1] > 1:
+            raise  # The other workers wait for this one's gradients: Train has to end them.
         return "out of GPU memory; lower train_batch_size, or set model.gradient_checkpointing"
     return None

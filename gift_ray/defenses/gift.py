@@ -7,7 +7,7 @@ paper's letter.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,12 +15,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gift_ray import parallel
 from gift_ray.diffusion import (
     Batch,
     Examples,
     Level,
     OptimizerName,
     Seeds,
+    balanced_batch,
     capture,
     concatenate,
     dot,
@@ -61,6 +63,16 @@ class Gift(Defense):
     noise_target: Literal["sample", "frozen"] = "frozen"
     noise_layers: NoiseLayers = "blocks"
     coordination: Literal["alternate", "joint", "project"] = "alternate"
+    # Of several concepts only. Left out of the identity at their defaults: models against one concept
+    # are what they were before these options were there.
+    concept_sampling: Literal["balanced", "proportional"] = Field(
+        "balanced", exclude_if=lambda value: value == "balanced",
+        description="concepts in turn, or by their number of images",
+    )  # fmt: skip
+    concept_projection: bool = Field(
+        False, exclude_if=lambda value: not value,
+        description="remove what in one concept's outer gradient opposes another's",
+    )  # fmt: skip
     optimizer: OptimizerName = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
 
@@ -82,8 +94,8 @@ class Gift(Defense):
         base, model = model, model.clone()
         inner = self._level(model, "unet", self.alpha_inner)
         outer = self._level(model, self.parameter_group, self.alpha_outer)
-        d_m = concatenate(malicious)
-        noise = NoiseTarget.of(self, base, d_m, seeds)
+        d_m = malicious if self.concept_sampling == "balanced" else [concatenate(malicious)]
+        noise = NoiseTarget.of(self, base, concatenate(malicious), seeds)
 
         rounds = math.ceil(self.max_train_steps / (self.inner_steps + self.outer_steps))
         per_round = 2 if self.coordination == "joint" else self.inner_steps + self.outer_steps
@@ -111,8 +123,8 @@ class Gift(Defense):
         )
 
     def _alternating_round(
-        self, model: DiffusionModel, d_m: Examples, d_s: Examples, inner: Level, outer: Level,
-        noise: NoiseTarget, seeds: Seeds, index: int,
+        self, model: DiffusionModel, d_m: Sequence[Examples], d_s: Examples, inner: Level,
+        outer: Level, noise: NoiseTarget, seeds: Seeds, index: int,
     ) -> dict[str, float]:  # fmt: skip
         """Algorithm 1, lines 2-13: theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I
         (Eq. 2). With `project`, what in the outer gradient opposes the last inner one is removed."""
@@ -120,15 +132,13 @@ class Gift(Defense):
         names = list(inner.parameters)
         psi = [names.index(name) for name in outer.parameters]
         for k in range(self.inner_steps):
-            loss = self._prior_loss(model, d_s, seeds, index * self.inner_steps + k)
-            gradients = inner.gradients(loss)
+            at = index * self.inner_steps + k
+            gradients, parts = self._prior_gradients(model, d_s, inner, seeds, at)
             prior_on_psi = [gradients[i].clone() for i in psi]
-            values |= {"L_prior": loss.item(), "grad_norm_inner": inner.step(gradients)}
+            values |= parts | {"grad_norm_inner": inner.step(gradients)}
         for k in range(self.outer_steps):
-            loss, parts = self._immunize_loss(
-                model, d_m, noise, seeds, index * self.outer_steps + k
-            )
-            gradients = outer.gradients(loss)
+            at = index * self.outer_steps + k
+            gradients, parts = self._immunize_gradients(model, d_m, outer, noise, seeds, at)
             values |= parts | {"cosine": _cosine(gradients, prior_on_psi)}
             if self.coordination == "project":
                 gradients = project(gradients, prior_on_psi)
@@ -136,51 +146,74 @@ class Gift(Defense):
         return values
 
     def _joint_round(
-        self, model: DiffusionModel, d_m: Examples, d_s: Examples, inner: Level, outer: Level,
-        noise: NoiseTarget, seeds: Seeds, index: int,
+        self, model: DiffusionModel, d_m: Sequence[Examples], d_s: Examples, inner: Level,
+        outer: Level, noise: NoiseTarget, seeds: Seeds, index: int,
     ) -> dict[str, float]:  # fmt: skip
         """Both gradients at the same weights, one summed update: Eq. 4 without its last term."""
-        prior = self._prior_loss(model, d_s, seeds, index)
-        inner_gradients = inner.gradients(prior)
-        loss, parts = self._immunize_loss(model, d_m, noise, seeds, index)
-        outer_gradients = outer.gradients(loss)
+        inner_gradients, prior = self._prior_gradients(model, d_s, inner, seeds, index)
+        outer_gradients, parts = self._immunize_gradients(model, d_m, outer, noise, seeds, index)
         names = list(inner.parameters)
         on_psi = [inner_gradients[names.index(name)] for name in outer.parameters]
         cosine = _cosine(outer_gradients, on_psi)
-        return parts | {
-            "L_prior": prior.item(),
+        return parts | prior | {
             "cosine": cosine,
             "grad_norm_inner": inner.step(inner_gradients),
             "grad_norm_outer": outer.step(outer_gradients),
-        }
+        }  # fmt: skip
 
-    def _prior_loss(self, model: DiffusionModel, d_s: Examples, seeds: Seeds, index: int) -> Tensor:
-        """Eq. 9 on a batch of D_S."""
+    def _prior_gradients(
+        self, model: DiffusionModel, d_s: Examples, inner: Level, seeds: Seeds, index: int
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        """Gradients of Eq. 9 on a batch of D_S, and its value."""
         generator = seeds.generator("inner", index)
         batch = d_s.batch(self.train_batch_size, generator)
         noise, timesteps = model.draw(self.train_batch_size, generator)
-        return prior_loss(model, batch, timesteps, noise)
 
-    def _immunize_loss(
-        self, model: DiffusionModel, d_m: Examples, target: NoiseTarget, seeds: Seeds, index: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Eq. 8 on a batch of D_M, and its parts for the log."""
+        def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
+            loss = prior_loss(model, batch.take(rows), timesteps[rows], noise[rows])
+            return loss, {"L_prior": loss.item()}
+
+        return _gradients_of(inner, loss_of, range(len(batch)), len(batch))
+
+    def _immunize_gradients(
+        self, model: DiffusionModel, d_m: Sequence[Examples], outer: Level, target: NoiseTarget,
+        seeds: Seeds, index: int,
+    ) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
+        """Gradients of Eq. 8 on a batch of D_M, and its parts for the log."""
         generator = seeds.generator("outer", index)
-        batch = d_m.batch(self.train_batch_size, generator)
-        noise, timesteps = model.draw(self.train_batch_size, generator)
-        with capture(model.layers(self.noise_layers)) as activations:
-            mse = model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise)
-        l_max = max_loss(mse, self.max_loss, self.margin).mean()
-        layers = target.losses(activations, batch.keys, seeds, index)
-        l_noise = torch.stack(list(layers.values())).sum()
-        parts = {
-            "L_max": l_max.item(),
-            "L_noise": l_noise.item(),
-            "mse_malicious": mse.mean().item(),
+        batch, concepts = balanced_batch(d_m, self.train_batch_size, generator)
+        noise, timesteps = model.draw(len(batch), generator)
+
+        def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
+            part = batch.take(rows), timesteps[rows], noise[rows]
+            with capture(model.layers(self.noise_layers)) as activations:
+                mse = model.denoising_loss(
+                    part[0].latents, part[0].encoder_hidden_states, *part[1:]
+                )
+            l_max = max_loss(mse, self.max_loss, self.margin).mean()
+            layers = target.losses(activations, batch.keys, seeds, index, rows)
+            l_noise = torch.stack(list(layers.values())).sum()
+            values = {
+                "L_max": l_max.item(),
+                "L_noise": l_noise.item(),
+                "mse_malicious": mse.mean().item(),
+            }
+            values |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
+            values |= target.diagnostics(activations, *part)
+            return self.max_weight * l_max + self.beta * l_noise, values
+
+        if not self.concept_projection:
+            return _gradients_of(outer, loss_of, range(len(batch)), len(batch))
+        # One concept at a time: its share of the gradient, of the mean that is logged.
+        each = [_gradients_of(outer, loss_of, rows, len(batch)) for rows in concepts]
+        order = torch.randperm(len(each), generator=generator).tolist()
+        gradients = without_conflicts([gradients for gradients, _ in each], order)
+        shares = [len(rows) / len(batch) for rows in concepts]
+        values = {
+            name: sum(w * parts[name] for w, (_, parts) in zip(shares, each, strict=True))
+            for name in each[0][1]
         }
-        parts |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
-        parts |= target.diagnostics(activations, batch, timesteps, noise)
-        return self.max_weight * l_max + self.beta * l_noise, parts
+        return gradients, values
 
 
 @dataclass(frozen=True)
@@ -218,16 +251,19 @@ class NoiseTarget:
         return cls(defense.noise_target, base, defense.noise_layers, mean, std)
 
     def losses(
-        self, activations: dict[str, Tensor], keys: tuple[str, ...], seeds: Seeds, index: int
-    ) -> dict[str, Tensor]:
-        """The terms of Eq. 7, one scalar for each layer j, means over the batch."""
+        self, activations: dict[str, Tensor], keys: tuple[str, ...], seeds: Seeds, index: int,
+        rows: Sequence[int],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The terms of Eq. 7, one scalar for each layer j: means over `rows`, whose activations these
+        are, of the batch with `keys`."""
         if self.kind == "sample":
             return {
-                name: noise_loss(z, seeds.generator(f"noise/{name}", index)).mean()
+                name: noise_loss(z, seeds.generator(f"noise/{name}", index), rows, len(keys)).mean()
                 for name, z in activations.items()
             }
+        mine = tuple(keys[i] for i in rows)
         return {
-            name: self._frozen_loss(name, _channels_first(z), keys, seeds).mean()
+            name: self._frozen_loss(name, _channels_first(z), mine, seeds).mean()
             for name, z in activations.items()
         }
 
@@ -273,16 +309,18 @@ def max_loss(mse: Tensor, kind: str, margin: float) -> Tensor:
     return -torch.log1p(mse)
 
 
-def noise_loss(z: Tensor, generator: torch.Generator) -> Tensor:
+def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size: int) -> Tensor:
     """One term of Eq. 7 for each sample: MSE(z, eps), eps ~ N(mu_z, sigma_z^2), [B, ...] -> [B].
 
-    mu_z and sigma_z^2 are the mean and variance over all elements of the sample's activation; no
-    gradient flows through them (the paper does not say).
+    The draws are those of a batch of `size`, of which z holds `rows`. mu_z and sigma_z^2 are the mean
+    and variance over all elements of the sample's activation; no gradient flows through them (the
+    paper does not say).
     """
     flat = z.flatten(1)
     mean = full(flat.detach()).mean(1, keepdim=True)
     std = full(flat.detach()).std(1, keepdim=True, correction=0)
-    eps = mean + std * torch.randn(flat.shape, generator=generator).to(z.device)
+    draws = torch.randn((size, flat.shape[1]), generator=generator)[rows]
+    eps = mean + std * draws.to(z.device)
     return per_sample_mse(flat, eps)
 
 
@@ -293,6 +331,34 @@ def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor
         return list(gradients)
     factor = conflict / dot(other, other).clamp_min(1e-20)
     return [g - factor * o for g, o in zip(gradients, other, strict=True)]
+
+
+def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int]) -> list[Tensor]:
+    """The sum of several gradients, from each of which what opposes the others is removed first, one
+    after the other in `order` (PCGrad, Yu et al. 2020, Alg. 1)."""
+    projected = []
+    for i, gradient in enumerate(gradients):
+        left = list(gradient)
+        for j in order:
+            if j != i:
+                left = project(left, gradients[j])
+        projected.append(left)
+    return [torch.stack(parts).sum(0) for parts in zip(*projected, strict=True)]
+
+
+def _gradients_of(
+    level: Level, loss_of: Callable[[list[int]], tuple[Tensor, dict[str, float]]],
+    rows: Sequence[int], size: int,
+) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
+    """What some rows add to the gradients of a loss that is a mean over a batch of `size`, and the means
+    of its parts over the rows; each worker computes its share of them."""
+    mine = parallel.share(rows)
+    if mine:
+        loss, values = loss_of(mine)
+        gradients = level.gradients(loss * (len(mine) / size))
+    else:
+        gradients, values = [torch.zeros_like(p) for p in level.parameters.values()], {}
+    return parallel.add_up(gradients), parallel.mean_of(values, len(mine))
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ class Folder:
             self.problems.append(Problem("unfinished", label, "not done yet"))
             return None
         # Weights are large, and nothing here reads them.
-        read = read_claim if name.startswith("immunize-") else read_record
+        read = read_claim if name.startswith(("immunize-", "merge-")) else read_record
         try:
             return read(self.path(name))
         except DataError:
@@ -403,7 +403,7 @@ def _verdicts(
     verdicts = []
     for concept in config.concepts.malicious:
         arm = next((a for a in arms if a.chosen and concept.name in a.malicious), None)
-        together = config.concepts.mode == "joint"
+        together = config.concepts.mode != "per_concept"
         group = [c.name for c in config.concepts.malicious] if together else [concept.name]
         status, reason, model = _decision(", ".join(group), trials, summary)
         numbers: dict[str, Any] = {}

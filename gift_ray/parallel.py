@@ -1,0 +1,54 @@
+"""Several workers on one training: each takes its rows of every batch, and the gradients add up to those
+of the whole. Outside a process group all of this is the identity. The only file that knows
+torch.distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, distributed
+
+
+def workers() -> tuple[int, int]:
+    """(this worker's rank, how many there are): (0, 1) outside a process group."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def share(rows: Sequence[int]) -> list[int]:
+    """This worker's part of some rows of a batch that every worker drew alike; may be empty."""
+    rank, count = workers()
+    return list(rows[rank::count])
+
+
+def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor summed over all workers, the same bits on every one of them."""
+    if workers()[1] == 1:
+        return list(tensors)
+    sums = [tensor.contiguous() for tensor in tensors]
+    for pending in [distributed.all_reduce(tensor, async_op=True) for tensor in sums]:
+        pending.wait()
+    return sums
+
+
+def mean_of(values: Mapping[str, float], rows: int) -> dict[str, float]:
+    """Means over the rows of all workers, from each one's means over its own `rows`; NaN stays NaN."""
+    _, count = workers()
+    if count == 1:
+        return dict(values)
+    parts: list = [None] * count
+    distributed.all_gather_object(parts, (dict(values), rows))
+    seen = [(found, weight) for found, weight in parts if weight > 0]
+    total = sum(weight for _, weight in seen)
+    return {name: sum(found[name] * w for found, w in seen) / total for name in seen[0][0]}
+
+
+def agreed(value: bool) -> bool:
+    """The first worker's value, on every worker."""
+    if workers()[1] == 1:
+        return value
+    answer = [value]
+    distributed.broadcast_object_list(answer, src=0)
+    return answer[0]

@@ -1,0 +1,80 @@
+"""Immunize with one setting, attack the result and say what it is worth: no search, no registry.
+
+    python jobs/immunize.py configs/builtin/multi_concept.yaml concepts.mode=joint [key=value ...]
+    ray job submit -- python jobs/immunize.py CONFIG --matrix
+
+`concepts.mode`: per_concept (a model for each malicious concept), joint (one trained against all), or
+merge (one merged from those for each). --matrix attacks every model with every malicious concept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from gift_ray import console
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.comparison import as_text
+from gift_ray.console import LiveProgress, job_parser, run_job, say
+from gift_ray.multi_concept import cost, matrix, standing
+from gift_ray.plan import Plan, check_data, load_study, plan, scorecard
+from gift_ray.records import write_json_atomic
+from gift_ray.release import export
+from gift_ray.report.summary import arm_summary
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = load_study(arguments.config, arguments.overrides)
+    layout = plan(config, matrix=arguments.matrix)
+    if arguments.dry_run:
+        for step in layout.steps():
+            say(f"{step.name}  {step.label}")
+        return console.OK
+    check_data(config)
+
+    study_dir = config.study_dir
+    say(f"immunizing {config.name} ({config.concepts.mode}) in {study_dir}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        with LiveProgress(read_board(board), len(layout.steps())):
+            # First the undefended model: an attack that teaches it nothing would prove nothing.
+            run_steps(layout.shared(), study_dir, config.cluster, board)
+            scorecard(layout, layout.undefended, study_dir)
+            run_steps(layout.steps(), study_dir, config.cluster, board)
+    write_results(layout, study_dir)
+    return console.OK
+
+
+def write_results(layout: Plan, study_dir: Path) -> None:
+    """Verdicts, tables, and the models as diffusers folders."""
+    models = []
+    for arm in layout.defended:
+        card = scorecard(layout, arm, study_dir)
+        folder = export(layout, arm, card, layout.config.defense.options, study_dir)
+        models.append({**arm_summary(layout, arm, study_dir), "folder": str(folder)})
+        say(f"{arm.label}: {folder}")
+        console.console.print(console.verdict(asdict(card)))
+
+    mode = layout.config.concepts.mode
+    row = {"mode": mode, **standing(layout, study_dir), **cost(layout, study_dir)}
+    table = matrix(layout, study_dir)
+    for text in (table, pd.DataFrame([row])):
+        console.console.print(as_text(text, "md"), markup=False)
+    path = study_dir / f"immunize-{mode}.json"
+    found = {**row, "matrix": table.astype(object).where(table.notna(), None).to_dict("records")}
+    write_json_atomic(path, {**found, "models": models})
+    say(f"summary      {path}")
+
+
+if __name__ == "__main__":
+    parser = job_parser(__doc__ or "")
+    parser.add_argument(
+        "--matrix", action="store_true", help="attack every model with every malicious concept"
+    )
+    sys.exit(run_job(main, parser))

@@ -1,0 +1,110 @@
+"""Several concepts in one study, run in this process: three ways, the matrix, the cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_plan import raw, run, study
+from torch import Tensor
+
+from gift_ray.multi_concept import cost, matrix, standing
+from gift_ray.plan import Plan, plan, scorecard
+from gift_ray.records import read_record
+
+__all__ = ["raw"]
+
+POLISHED = {"concepts__mode": "merge", "concepts__merge__polish_steps": 2}
+NEIGHBORS = {"concepts__malicious__1__neighbors": ["a house", "zzzz"]}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    raw: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Plan], Path]:
+    """per_concept with its matrix, and a polished merge of the same models."""
+    study_dir = tmp_path_factory.mktemp("study")
+    plans = {
+        "per_concept": plan(study(raw, **NEIGHBORS), matrix=True),
+        "merge": plan(study(raw, **NEIGHBORS, **POLISHED)),
+    }
+    for layout in plans.values():
+        run(layout.steps(), study_dir)
+    return plans, study_dir
+
+
+def test_the_matrix_holds_every_model_against_every_concept(
+    finished: tuple[dict[str, Plan], Path],
+) -> None:
+    plans, study_dir = finished
+    layout = plans["per_concept"]
+    table = matrix(layout, study_dir).set_index(["model against", "concept"])
+    assert len(table) == 2 * 3
+    for arm in layout.defended:
+        card = scorecard(layout, arm, study_dir)
+        (name,) = arm.malicious
+        # Another's concept is no part of what a model is judged by.
+        assert card.concepts.keys() == {name}
+        assert table["resistance"][name, name] == pytest.approx(card.resistance)
+        assert table["neighbours kept"][name, "dog"] == card.probes["generation/neighbors/dog"]
+        tuned = card.probes["finetune/tree/dreambooth/0"]
+        assert table["fine-tuning kept"][name, "tree"] == tuned
+    malicious = table[table["resistance"].notna()]
+    assert malicious["resistance"].between(0, 1).all()
+    assert len(malicious) == 4
+
+
+def test_the_worst_concept_stands_for_all_models(finished: tuple[dict[str, Plan], Path]) -> None:
+    plans, study_dir = finished
+    layout = plans["per_concept"]
+    cards = [scorecard(layout, arm, study_dir) for arm in layout.defended]
+    found = standing(layout, study_dir)
+    assert found["models"] == 2
+    assert found["worst resistance"] == min(card.resistance for card in cards)
+    assert found["mean resistance"] == pytest.approx(sum(card.resistance for card in cards) / 2)
+    assert found["worst model's retention"] == min(card.retention for card in cards)
+    merged = plans["merge"]
+    (card,) = [scorecard(merged, arm, study_dir) for arm in merged.defended]
+    found = standing(merged, study_dir)
+    assert (found["models"], found["worst resistance"]) == (1, card.resistance)
+    assert found["retention"] == card.retention
+
+
+def test_the_cost_counts_what_is_trained_and_what_must_wait(
+    finished: tuple[dict[str, Plan], Path],
+) -> None:
+    plans, study_dir = finished
+    alone, merged = (cost(plans[name], study_dir) for name in ("per_concept", "merge"))
+    # Two rounds of two batches of two images for each model; one more round to polish.
+    assert (alone["units"], alone["images seen"]) == (2, 16)
+    assert (merged["units"], merged["images seen"]) == (4, 20)
+    models = [arm.immunize for arm in plans["per_concept"].defended]
+    seconds = [read_record(m.folder(study_dir)).provenance["seconds"] for m in models]
+    assert alone["seconds"] == pytest.approx(sum(seconds))
+    assert alone["seconds at once"] == max(seconds)
+    later = merged["seconds"] - alone["seconds"]
+    assert merged["seconds at once"] == pytest.approx(max(seconds) + later)
+
+
+def test_polishing_starts_from_the_merged_weights(finished: tuple[dict[str, Plan], Path]) -> None:
+    plans, study_dir = finished
+    (arm,) = plans["merge"].defended
+    merge = arm.immunize.inputs["model"]
+
+    def read(step: Any) -> dict[str, Tensor]:
+        return load_file(step.folder(study_dir) / "unet.safetensors")
+
+    merged, polished = read(merge), read(arm.immunize)
+    alone = [read(m) for m in (merge.inputs["model/cat"], merge.inputs["model/dog"])]
+    name = "conv_in.weight"
+    torch.testing.assert_close(merged[name], (alone[0][name] + alone[1][name]) / 2)
+    # One inner AdamW step moves each weight by about its rate.
+    moved = (polished[name] - merged[name]).abs().max()
+    assert 0 < moved < 1e-4
+    log = pd.read_parquet(merge.folder(study_dir) / "training.parquet")
+    assert {"condition", "missed/0", "missed/1"} <= set(log.columns)
