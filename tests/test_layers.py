@@ -14,13 +14,13 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 FLOORS = (
     {"errors", "builtin", "__init__"},
     {"config", "records", "diffusion", "scoring", "labels", "statistics"},
-    {"models"},
+    {"models", "gate"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,
     {"stages"},
     {"plan"},
-    {"console", "report", "tracking", "cluster", "release", "comparison"},
+    {"console", "report", "tracking", "cluster", "release", "comparison", "confirm"},
     {"jobs"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
