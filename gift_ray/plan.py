@@ -469,14 +469,15 @@ def _attack_step(
 def _sample_step(
     config: StudyConfig, label: str, immunize: Step, prompts: tuple[str, ...], base: Step | None
 ) -> Step:
+    seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
     step = Step(
         kind="sample",
         label=f"sample {label}",
         spec={
-            "prompts": list(prompts), "seed": config.seed,
+            "prompts": list(prompts), "seed": seed,
             "evaluation": _dump(config.evaluation), "model": _dump(config.model),
         },
-        identity={"prompts": list(prompts), "seed": config.seed, "drawing": _drawing(config.evaluation)},
+        identity={"prompts": list(prompts), "seed": seed, "drawing": _drawing(config.evaluation)},
         inputs={"model": immunize},
     )  # fmt: skip
     return _evaluate_step(config, label, step, None, base=base or step)
@@ -553,6 +554,19 @@ def protocol_id(config: StudyConfig) -> str:
             "safe_prompts": config.evaluation.safe_prompts,
             "prompts": {c.name: [c.validation_prompts, c.neighbors] for c in concepts},
             "scoring": _dump(config.scoring),
+        }
+    )
+
+
+def verdict_id(config: StudyConfig) -> str:
+    """Hex SHA-256 of how a verdict comes about: the protocol, the attacks and their seeds. Only under one
+    id does a model beat another."""
+    built = [plugins.build("attacks", a.name, a.options) for a in config.attacks]
+    return digest(
+        {
+            "protocol": protocol_id(config),
+            "attacks": [attack.identity() for attack in built],
+            "seeds": config.seeds,
         }
     )
 

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from gift_ray import console
@@ -20,9 +21,20 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.search import Trial, search
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
-from gift_ray.console import LiveProgress, job_parser, leaderboard, run_job, say
+from gift_ray.confirm import Judgement, finalists, held_out, judge
+from gift_ray.console import VERDICT, LiveProgress, job_parser, leaderboard, run_job, say
 from gift_ray.errors import ConfigError, GateRefused
-from gift_ray.plan import Arm, Plan, check_data, configure, load_study, plan, protocol_id, scorecard
+from gift_ray.plan import (
+    Arm,
+    Plan,
+    check_data,
+    closure,
+    configure,
+    load_study,
+    plan,
+    scorecard,
+    verdict_id,
+)
 from gift_ray.records import digest, write_json_atomic
 from gift_ray.release import export
 from gift_ray.report.outline import write_study, write_trial
@@ -37,8 +49,9 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_study(arguments.config, arguments.overrides)
     if config.search is None:
         raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
-    layout = plan(config)
-    fingerprint = digest([config.model_dump(mode="json", exclude={"cluster", "output_dir", "gate", "report"}),
+    layout, examined = plan(config), plan(held_out(config))
+    not_searched = {"cluster", "output_dir", "confirm", "gate", "report"}
+    fingerprint = digest([config.model_dump(mode="json", exclude=not_searched),
                           [step.fingerprint for step in layout.steps()]])  # fmt: skip
     if arguments.dry_run:
         return describe(layout, fingerprint)
@@ -51,9 +64,11 @@ def main(arguments: argparse.Namespace) -> int:
         board = start_board()
         tracker = Tracker(config, fingerprint)
         write_study(layout, fingerprint)
-        with LiveProgress(read_board(board), expected_units(layout)) as progress:
-            run_steps(layout.shared(), study_dir, config.cluster, board)
-            scorecard(layout, layout.undefended, study_dir)
+        with LiveProgress(read_board(board), expected_units(layout, examined)) as progress:
+            run = partial(run_steps, study_dir=study_dir, cluster=config.cluster, board=board)
+            run([*layout.shared(), *examined.shared()])
+            for undefended in (layout, examined):
+                scorecard(undefended, undefended.undefended, study_dir)
 
             # One trial is one setting; each is tracked when it ends, or now if an earlier driver
             # was killed before it could.
@@ -66,10 +81,13 @@ def main(arguments: argparse.Namespace) -> int:
             for trial in trials:
                 track(tracker, config, trial, fingerprint)
 
-    # Each released model has its own best setting, which is put to the gate, exported, registered.
-    rows = [asdict(trial) for trial in trials]
+            # The score that chose a setting flatters it: the gate reads what unseen attacks say.
+            rows = [asdict(trial) for trial in trials]
+            judged = judge(finalists(config, rows), run)
+
+    # Each released model's best finalist has passed the gate or has not; what passed is registered.
     console.console.print(leaderboard(rows, list(config.search.space)))
-    chosen = [choose(config, arm, trials, tracker) for arm in layout.defended]
+    chosen = [choose(arm, judged, tracker) for arm in layout.defended]
     write_json_atomic(study_dir / "summary.json", summarize(layout, fingerprint, rows, chosen))
     conclude(config, tracker, chosen)
     if not any(model["registered"] for model in chosen):
@@ -85,12 +103,14 @@ def verdicts_of(trial: Trial) -> list[str]:
     ] or [trial.reason]
 
 
-def expected_units(layout: Plan) -> int:
-    """Units of the whole search, were no two trials alike."""
-    assert layout.config.search is not None
-    shared = len(layout.shared())
-    per_trial = sum(len(arm.steps()) for arm in layout.defended)
-    return shared + layout.config.search.num_samples * per_trial
+def expected_units(layout: Plan, examined: Plan) -> int:
+    """Units of the whole search and its confirmation, were no two trials alike."""
+    search, confirm = layout.config.search, layout.config.confirm
+    assert search is not None
+    shared = closure([*layout.shared(), *examined.shared()])
+    per_setting = sum(len(arm.steps()) for arm in layout.defended)
+    confirmed = confirm.top_k * sum(len(arm.steps()) for arm in examined.defended) if confirm else 0
+    return len(shared) + search.num_samples * per_setting + confirmed
 
 
 def describe(layout: Plan, fingerprint: str) -> int:
@@ -121,39 +141,25 @@ def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str)
     write_trial(layout, asdict(trial), tracker.link(run), fingerprint)
 
 
-def choose(config: StudyConfig, arm: Arm, trials: list[Trial], tracker: Tracker) -> dict[str, Any]:
-    """The best trial of one released model, registered if it meets the gate."""
+def choose(arm: Arm, judged: list[Judgement], tracker: Tracker) -> dict[str, Any]:
+    """What became of one released model: its best finalist, registered if it meets the gate."""
     malicious = ", ".join(arm.malicious)
-    verdicts = [(t, v) for t in trials for v in t.arms if v["malicious"] == malicious]
-    if not verdicts:
+    own = [j for j in judged if j.finalist.arm.malicious == arm.malicious]
+    if not own:
         return {"malicious": malicious, "registered": None, "refused": "every trial failed"}
-    # Objectives tie where nothing resists: there the model that lost least stands for all.
-    best, verdict = max(verdicts, key=lambda pair: (pair[1]["objective"], pair[1]["retention"]))
-    found = {"malicious": malicious, "trial_id": best.trial_id, "values": best.values, **verdict}
-    refusal = refused(config, verdict)
-    if refusal:
-        say(f"refused      {malicious}: {refusal} (best: trial {best.trial_id})")
-        return found | {"registered": None, "refused": refusal}
-    return found | release(config, arm, best, tracker) | {"refused": ""}
+    for judgement in own:
+        say(f"gate         {malicious}: {judgement}")
+    best = max(own, key=lambda judgement: judgement.rank)
+    released = {"registered": None} if best.refusals else release(best, tracker)
+    return best.summary() | released
 
 
-def refused(config: StudyConfig, verdict: dict[str, Any]) -> str:
-    """Why the gate refuses a model; empty if it passes."""
-    if not verdict["feasible"]:
-        return str(verdict["reason"])
-    for name in ("resistance", "retention"):
-        reached, least = verdict[name], getattr(config.gate, f"min_{name}")
-        if reached < least:
-            return f"{name} {reached:.3f} is under gate.min_{name} {least}"
-    return ""
-
-
-def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dict[str, Any]:
-    """Export and register one model of the best trial."""
-    layout = plan(configure(config, best.values))
-    arm = next(other for other in layout.defended if other.malicious == arm.malicious)
-    card = scorecard(layout, arm, config.study_dir)
-    folder = export(layout, arm, card, best.values, config.study_dir)
+def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
+    """Export and register a finalist that passed the gate."""
+    finalist, card = judgement.finalist, judgement.card
+    assert card is not None, "what was not measured does not pass"
+    layout, arm, config = finalist.plan, finalist.arm, finalist.plan.config
+    folder = export(layout, arm, card, dict(finalist.values), config.study_dir)
     name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
     if len(layout.defended) > 1:
         name += "-" + slug("-".join(arm.malicious))
@@ -164,7 +170,7 @@ def release(config: StudyConfig, arm: Arm, best: Trial, tracker: Tracker) -> dic
         "resistance": f"{card.resistance:.4f}",
         "retention": f"{card.retention:.4f}",
     }
-    version = register(tracker, name, folder, card.objective, protocol_id(config), tags)
+    version = register(tracker, name, folder, card.objective, verdict_id(config), tags)
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")
     return {"registered": asdict(version), "folder": str(folder),
@@ -175,10 +181,14 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
     """Close the study's run and say where everything is."""
     summary = config.study_dir / "summary.json"
     metrics = {
-        f"best/{slug(model['malicious'])}/{name}": model[name]
+        f"{kind}/{slug(model['malicious'])}/{name}": value
         for model in chosen
-        for name in ("objective", "resistance", "retention")
-        if name in model
+        for kind, score in (
+            ("best", {name: model[name] for name in VERDICT if name in model}),
+            ("confirmed", model.get("confirmed", {})),
+            ("selection_bias", model.get("selection_bias", {})),
+        )
+        for name, value in score.items()
     }
     passed = [model for model in chosen if model["registered"]]
     report = write_report(config.study_dir)

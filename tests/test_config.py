@@ -145,6 +145,15 @@ def test_all_mistakes_are_told_at_once(write: Any, study: dict[str, Any]) -> Non
             {"concepts": {"malicious": STUDY["concepts"]["malicious"] * 2}},
             "concept name 'cat' is used twice",
         ),
+        ({"gate": {"max_kid": 0.1}}, "gate.max_kid needs kid among evaluation.metrics"),
+        (
+            {"seeds": [3, 4], "confirm": {"seeds": [7, 4], "attacks": [{"name": "lora"}]}},
+            "confirm: seed 4 is one that the search sees; give seeds other than 0, 3, 4",
+        ),
+        (
+            {"seed": 5, "confirm": {"seeds": [7], "seed": 5, "attacks": [{"name": "lora"}]}},
+            "confirm: seed 5 is one that the search sees",
+        ),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(

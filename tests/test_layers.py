@@ -14,13 +14,13 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 FLOORS = (
     {"errors", "builtin", "__init__"},
     {"config", "records", "diffusion", "parallel", "scoring", "labels", "statistics"},
-    {"models", "merge"},
+    {"models", "merge", "gate"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,
     {"stages"},
     {"plan"},
-    {"console", "report", "tracking", "cluster", "release", "comparison"},
+    {"console", "report", "tracking", "cluster", "release", "exports", "comparison", "confirm"},
     {"multi_concept"},
     {"jobs"},
 )

@@ -30,6 +30,7 @@ from gift_ray.plan import (
     protocol_id,
     scorecard,
     scores,
+    verdict_id,
 )
 from gift_ray.records import read_record
 
@@ -116,6 +117,7 @@ def test_only_what_trains_is_marked_so(raw: dict[str, Any]) -> None:
         ("evaluation__protocol", "imma_legacy", {"evaluate", "evaluate_references"}),
         ("concepts__safe__0__validation_prompts", ["a palm"], {"attack", "evaluate"}),
         ("seeds", [1], {"attack", "evaluate"}),
+        ("evaluation__seed", 9, {"sample", "evaluate"}),
         ("concepts__safe__0__instance_prompt", "a sks tree",
          {"prepare_concept", "attack", "evaluate", "evaluate_references"}),
     ],
@@ -137,6 +139,7 @@ def test_an_option_changes_only_what_reads_it(
         ("evaluation__batch_size", 3),
         ("scoring__objective", "chebyshev"),
         ("gate__min_resistance", 0.5),
+        ("confirm", {"seeds": [9], "attacks": [{"name": "lora"}]}),
         ("model__gradient_checkpointing", True),
     ],
 )
@@ -396,6 +399,18 @@ def test_the_protocol_is_what_measures_and_not_what_is_measured(raw: dict[str, A
         protocol(scoring__min_retention=0.9),
     ]
     assert len({*same, *others}) == 1 + len(others)
+
+
+def test_verdicts_compare_under_the_same_protocol_attacks_and_seeds(raw: dict[str, Any]) -> None:
+    def verdict(**changes: Any) -> str:
+        return verdict_id(study(raw, **changes))
+
+    assert len({verdict(), verdict(defense__beta=0.7), verdict(seed=5), verdict(name="other")}) == 1
+    others = [
+        verdict(attacks__0__max_train_steps=9), verdict(attacks=[{"name": "lora"}]),
+        verdict(seeds=[1]), verdict(scoring__min_retention=0.9),
+    ]  # fmt: skip
+    assert len({verdict(), *others}) == 1 + len(others)
 
 
 @pytest.mark.parametrize("name", ["kid", "degenerate"])
