@@ -4,13 +4,17 @@ BIN := .venv/bin
 # uv installs in seconds; wheels that pip knows of are known to it too.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: demo test check chromium clean
+.PHONY: demo test check chaos chromium clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/submit.py jobs/sweep.py configs/demo.yaml $(ARGS)
 
 test: .venv/ready check chromium
 	$(BIN)/python -m pytest $(ARGS)
+
+# 20 workers, nodes and drivers killed while a small study runs; minutes, and not part of `make test`.
+chaos: .venv/ready
+	$(BIN)/python -m pytest tests/cluster/test_chaos.py -m chaos -s $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

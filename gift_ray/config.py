@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import (
@@ -327,10 +328,20 @@ class ClusterConfig(Part):
         return self
 
 
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.password or "password" in parse_qs(parts.query):
+        raise ValueError(
+            "holds a password, which every record and log would show; give it to MLflow alone, in "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database: as PGPASSWORD)"
+        )
+    return uri
+
+
 class TrackingConfig(Part):
     """Where MLflow keeps runs and models. None: an SQLite file inside the study's folder."""
 
-    tracking_uri: str | None = None
+    tracking_uri: Annotated[str, AfterValidator(_without_password)] | None = None
     experiment_name: str | None = Field(None, description="None: the study's name")
     registered_model_name: str | None = Field(None, description="None: gift-ray-<study>")
 

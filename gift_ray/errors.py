@@ -1,6 +1,11 @@
 """What a user can act on. A GiftError is printed as its lines, without a traceback; any other
 exception is a bug of ours and keeps its traceback."""
 
+import errno
+
+# No room, over quota, over the process's limit: nothing more can be written.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 class GiftError(Exception):
     """A user's mistake, or a state of the world that the user can change.
@@ -38,7 +43,21 @@ class UnitFailed(GiftError):
     exit_code = 1
 
 
+class ClusterFailed(GiftError):
+    """What runs the units gave out (storage full, memory, workers lost too often): the study is as it
+    was, and the same command continues it."""
+
+    exit_code = 1
+
+
 class GateRefused(GiftError):
     """No model met the gate."""
 
     exit_code = 3
+
+
+def is_storage_full(error: Exception) -> bool:
+    """Whether a write failed for want of room. Libraries written in Rust say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)

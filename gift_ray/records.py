@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from gift_ray.errors import DataError
@@ -131,15 +132,17 @@ def write_step(
             provenance=provenance() | seconds | extra,
         )
         _write_json(private / RECORD, asdict(record))
-        try:
-            private.rename(folder)
-        except OSError:
-            if not (folder / RECORD).exists():
-                raise
-            return read_record(folder)
-        return record
+        private.rename(folder)
+    except Exception:
+        if not is_done(folder):
+            raise
+        return read_record(folder)
     finally:
         shutil.rmtree(private, ignore_errors=True)
+    # What killed attempts at this step have left; one that still runs will find itself overtaken.
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return record
 
 
 def read_record(folder: Path) -> Record:
@@ -181,16 +184,32 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     plain = _strip_tensors(state, "", tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plain)
+    metadata = {"state": text, "checksum": _checksum(text, tensors)}
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    save_file(tensors, partial, metadata={"state": json.dumps(plain)})
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote."""
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        plain = json.loads(file.metadata()["state"])
+    """Read what `save_state` wrote.
+
+    Raises:
+        DataError: the file is damaged: cut short, or changed by as little as one bit.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+    except SafetensorError as error:
+        raise DataError(f"{path}: damaged: {error}") from error
+    text = metadata["state"]
+    if metadata["checksum"] != _checksum(text, tensors):
+        raise DataError(f"{path}: damaged: the checksum differs")
+    plain = json.loads(text)
     for name, tensor in tensors.items():
         *parents, last = json.loads(name)
         place = plain
@@ -198,6 +217,15 @@ def load_state(path: Path) -> dict[str, Any]:
             place = place.setdefault(key, {})
         place[last] = tensor
     return plain
+
+
+def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 of a state's content: against accidents, at the speed of memory."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -235,8 +263,11 @@ def _write_json(path: Path, value: Any) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    _write_json(partial, value)
-    os.replace(partial, path)
+    try:
+        _write_json(partial, value)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ result. No Ray, no MLflow, no knowledge of who runs it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gift_ray import data, plugins
@@ -28,6 +27,7 @@ from gift_ray.config import (
     PriorConfig,
 )
 from gift_ray.diffusion import Examples, Seeds
+from gift_ray.errors import DataError
 from gift_ray.merge import merge_weights
 from gift_ray.models import DiffusionModel, base_model
 from gift_ray.plugins import MetricContext
@@ -45,13 +45,15 @@ class Journal(ABC):
     """The Report of a long stage: diagnostics, and checkpoints that carry everything so far.
 
     Diagnostics and kept results travel inside the checkpoint, so that a stage that continues has the
-    same log and the same images as one that was never stopped.
+    same log and the same images as one that was never stopped. `leaving` says whether the process was
+    asked to end: then the stage saves at its next step, due or not, and ends.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.rows: list[dict[str, float]] = []
         self.kept: dict[str, torch.Tensor] = {}
+        self.leaving: Callable[[], bool] = lambda: False
 
     def log(self, step: int, **values: float) -> None:
         self.rows.append({"step": step, **values})
@@ -61,11 +63,18 @@ class Journal(ABC):
         self.kept[name] = tensor
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        if step % self.every == 0:
+        leaving = self.leaving()
+        if leaving or step % self.every == 0:
             self.write(step, {"state": state, "kept": self.kept, "rows": self.rows})
+        if leaving:
+            raise SystemExit(f"asked to end; step {step} is saved")
 
     def load(self) -> dict[str, Any] | None:
-        saved = self.read()
+        try:
+            saved = self.read()
+        except DataError:
+            # A damaged checkpoint is worth nothing: begin again rather than trust a part of it.
+            return None
         if saved is None:
             return None
         self.kept, self.rows = saved.get("kept", {}), saved.get("rows", [])
@@ -77,7 +86,11 @@ class Journal(ABC):
 
     @abstractmethod
     def read(self) -> dict[str, Any] | None:
-        """The latest stored checkpoint, or None."""
+        """The latest stored checkpoint, or None.
+
+        Raises:
+            DataError: it is damaged.
+        """
 
 
 class LocalJournal(Journal):
@@ -91,14 +104,7 @@ class LocalJournal(Journal):
         save_state(self.path, checkpoint)
 
     def read(self) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
-        try:
-            return load_state(self.path)
-        except SafetensorError:
-            # A damaged checkpoint is worth nothing: begin again rather than trust a part of it.
-            self.path.unlink()
-            return None
+        return load_state(self.path) if self.path.exists() else None
 
 
 def prepare_concept(

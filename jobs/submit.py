@@ -1,4 +1,4 @@
-"""Submit a job to Ray: to the cluster of $RAY_ADDRESS, else to a local head started for it.
+"""Submit a job to Ray: to the cluster of $RAY_ADDRESS, with this folder, else to a local head started for it.
 
 python jobs/submit.py jobs/sweep.py configs/demo.yaml [key=value ...]
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
-from gift_ray.cluster.local import local_head, submit
+from gift_ray.cluster.local import joins_running_cluster, local_head, submit
 from gift_ray.errors import GiftError
 
 
@@ -20,7 +21,7 @@ def main(entrypoint: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with local_head() as environment:
-            return submit(entrypoint, environment)
+            return submit(entrypoint, environment, Path.cwd() if joins_running_cluster() else None)
     except GiftError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

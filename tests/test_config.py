@@ -163,6 +163,17 @@ def test_parts_that_contradict_each_other_are_refused(
     assert text in line
 
 
+@pytest.mark.parametrize(
+    "uri", ["http://me:s3cret@host:5000", "postgresql://host/runs?user=me&password=s3cret"]
+)
+def test_a_password_is_refused_and_not_repeated(
+    uri: str, write: Any, study: dict[str, Any]
+) -> None:
+    (line,) = mistakes(write(study), f"tracking.tracking_uri={uri}")
+    assert line.startswith("tracking.tracking_uri: holds a password")
+    assert "s3cret" not in line
+
+
 @pytest.mark.parametrize("text", ["", "- a list", "a: [1", "\x00"])
 def test_a_file_that_is_not_a_mapping_is_refused(text: str, write: Any) -> None:
     assert len(mistakes(write(text))) == 1

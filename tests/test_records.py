@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from gift_ray.errors import DataError
+from gift_ray.errors import DataError, is_storage_full
 from gift_ray.records import (
     RECORD,
     Score,
@@ -22,6 +24,7 @@ from gift_ray.records import (
     load_state,
     read_record,
     save_state,
+    write_json_atomic,
     write_step,
 )
 
@@ -71,6 +74,50 @@ def test_the_second_writer_of_a_step_takes_the_first_ones_result(tmp_path: Path)
     assert write_step(folder, IDENTITY, overtaken).result == {"count": 1}
     assert read_record(folder).result == {"count": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
+
+
+def test_what_killed_attempts_have_left_goes_with_the_next_success(tmp_path: Path) -> None:
+    (tmp_path / ".step.0badc0de").mkdir()
+    (tmp_path / ".stepping.0badc0de").mkdir()
+    write_step(tmp_path / "step", IDENTITY, work)
+    assert {p.name for p in tmp_path.iterdir()} == {"step", ".stepping.0badc0de"}
+
+
+def test_a_writer_whose_folder_the_first_one_took_away_has_its_result(tmp_path: Path) -> None:
+    def overtaken(out: Path) -> dict[str, Any]:
+        write_step(tmp_path / "step", IDENTITY, work)
+        (out / "late.txt").write_text("nowhere to go")
+        return {"count": 2}
+
+    assert write_step(tmp_path / "step", IDENTITY, overtaken).result == {"count": 1}
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """This process may write no file beyond 4 kB: the system's answer is that of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, full_disk: None) -> None:
+    large = {"unet": {"w": torch.randn(10_000)}}
+
+    def writes(out: Path) -> dict[str, Any]:
+        save_state(out / "weights", large)
+        return {}
+
+    for write in (
+        lambda: save_state(tmp_path / "state", large),
+        lambda: write_step(tmp_path / "step", IDENTITY, writes),
+        lambda: write_step(tmp_path / "step", IDENTITY, lambda out: {"numbers": list(range(5000))}),
+        lambda: write_json_atomic(tmp_path / "summary.json", list(range(5000))),
+    ):
+        with pytest.raises((OSError, SafetensorError)) as error:
+            write()
+        assert is_storage_full(error.value)
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
@@ -128,6 +175,15 @@ def assert_equal(left: Any, right: Any) -> None:
     else:
         assert left == right
         assert type(left) is type(right)
+
+
+def test_a_state_with_one_changed_bit_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path / "s", {"done": 3, "unet": {"w": torch.ones(100)}})
+    content = bytearray((tmp_path / "s").read_bytes())
+    content[-7] ^= 1
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        load_state(tmp_path / "s")
 
 
 def test_state_with_shared_or_strided_tensors_is_stored(tmp_path: Path) -> None:

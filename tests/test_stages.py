@@ -16,13 +16,24 @@ from gift_ray.data import save_images
 from gift_ray.stages import LocalJournal, evaluate
 
 
-def test_damaged_checkpoint_is_dropped_not_trusted(tmp_path: Path):
+@pytest.mark.parametrize("cut", [True, False])
+def test_damaged_checkpoint_is_dropped_not_trusted(tmp_path: Path, cut: bool):
     journal = LocalJournal(tmp_path / "c.safetensors", every=1)
     journal.save(1, {"done": 1, "unet": {"w": torch.ones(3)}})
     whole = (tmp_path / "c.safetensors").read_bytes()
-    (tmp_path / "c.safetensors").write_bytes(whole[: len(whole) // 2])
+    damaged = whole[: len(whole) // 2] if cut else whole[:-1] + b"\0"
+    (tmp_path / "c.safetensors").write_bytes(damaged)
     assert LocalJournal(tmp_path / "c.safetensors", every=1).load() is None
-    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_a_process_that_was_asked_to_end_saves_first(tmp_path: Path):
+    journal = LocalJournal(tmp_path / "c.safetensors", every=100)
+    journal.save(3, {"done": 3})
+    assert journal.load() is None, "not due"
+    journal.leaving = lambda: True
+    with pytest.raises(SystemExit):
+        journal.save(4, {"done": 4})
+    assert LocalJournal(journal.path, every=100).load() == {"done": 4}
 
 
 def test_checkpoint_brings_back_log_and_kept_results(tmp_path: Path):

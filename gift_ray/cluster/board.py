@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Board:
 
 
 def start_board() -> Any:
-    """A board of this driver's own; it ends with the driver."""
-    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy="DEFAULT").remote()
+    """A board of this driver's own, on its node; it ends with the driver and with nothing else."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
 
 
 def read_board(board: Any) -> Callable[[int], list[Event]]:

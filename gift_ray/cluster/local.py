@@ -1,16 +1,19 @@
-"""A Ray head of our own for a while, and jobs submitted to it: what `make demo` does."""
+"""Jobs submitted to Ray: to a running cluster, or to a head of our own for a while (`make demo`)."""
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,8 @@ from gift_ray.cluster import start_with
 from gift_ray.errors import ConfigError
 
 START_TIMEOUT_S = 120
+# Ray's own limit, which it finds exceeded only after the upload.
+UPLOAD_LIMIT = 100 * 2**20
 
 
 @contextmanager
@@ -30,8 +35,7 @@ def local_head() -> Iterator[dict[str, str]]:
     Raises:
         ConfigError: the head does not come up.
     """
-    running = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    if running:
+    if joins_running_cluster():
         yield dict(os.environ)
         return
     port, gcs = _free_ports(2)
@@ -58,18 +62,56 @@ def local_head() -> Iterator[dict[str, str]]:
         _end(head)
 
 
-def submit(entrypoint: Sequence[str], environment: dict[str, str]) -> int:
-    """Run `ray job submit` and follow its output; returns its exit code."""
-    command = [
-        _tool("ray"),
-        "job",
-        "submit",
-        "--log-style=record",
-        "--",
-        sys.executable,
-        *entrypoint,
-    ]
+def joins_running_cluster() -> bool:
+    """Whether the environment names a cluster to submit to."""
+    return bool(os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
+
+
+def submit(entrypoint: Sequence[str], environment: dict[str, str], folder: Path | None) -> int:
+    """Run `ray job submit` and follow its output; returns its exit code.
+
+    Args:
+        folder: what is uploaded for the cluster to run in; None: the cluster was started in it.
+
+    Raises:
+        ConfigError: the folder is more than Ray uploads.
+    """
+    command = [_tool("ray"), "job", "submit", "--log-style=record"]
+    python = sys.executable
+    if folder:
+        require_uploadable(folder)
+        command += ["--working-dir", str(folder)]
+        # Another machine has a Python of its own.
+        python = "python"
+    command += ["--", python, *entrypoint]
     return subprocess.run(command, env=environment, check=False).returncode
+
+
+def require_uploadable(folder: Path, limit: int = UPLOAD_LIMIT) -> None:
+    """Pack a folder by Ray's own rules, and look at its size.
+
+    Raises:
+        ConfigError: it is larger than `limit` bytes.
+    """
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    with tempfile.TemporaryDirectory() as place:
+        package = Path(place) / "package.zip"
+        create_package(
+            str(folder), package, include_gitignore=True,
+            excludes=get_runtime_env_default_excludes(), logger=logging.getLogger("ray.upload"),
+        )  # fmt: skip
+        size = package.stat().st_size
+        if size <= limit:
+            return
+        with zipfile.ZipFile(package) as archive:
+            files = sorted(archive.infolist(), key=lambda f: -f.compress_size)
+    largest = ", ".join(f"{f.filename} ({f.compress_size / 2**20:.1f} MiB)" for f in files[:3])
+    raise ConfigError(
+        f"{folder}: packs to {size / 2**20:.1f} MiB, and Ray uploads at most {limit / 2**20:.1f}; list "
+        f"in .rayignore what the job does not read; the largest files: {largest}"
+    )
 
 
 def _tool(name: str) -> str:

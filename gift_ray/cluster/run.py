@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from gift_ray.cluster.board import Clock
+from gift_ray.cluster.preemption import notice
 from gift_ray.cluster.session import slots
-from gift_ray.cluster.train import attempt, train
+from gift_ray.cluster.train import attempt, lost, train
 from gift_ray.config import ClusterConfig
-from gift_ray.errors import UnitFailed
-from gift_ray.plan import Step, closure
+from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
+from gift_ray.plan import JOURNALED, Step, closure
 from gift_ray.records import is_done
-
-# Processes that have done a GPU task are kept too: the models they loaded are the point.
-_attempt = ray.remote(max_calls=0)(attempt)
+from gift_ray.stages import LocalJournal
 
 
 def run_steps(
@@ -42,6 +42,7 @@ def run_steps(
 
     Raises:
         UnitFailed: a unit failed, and nobody is told. What was running ends first.
+        ClusterFailed: storage is full, or a unit lost its worker more often than `max_failures`.
     """
     waiting = {step.fingerprint: step for step in closure(steps)}
     done: set[str] = set()
@@ -106,13 +107,29 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
 
 def _as_task(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
     """One Ray task. `DEFAULT` keeps it out of a Tune trial's own (empty) reservation."""
-    remote = _attempt.options(
+    remote = _unit.options(
         num_cpus=cluster.cpus_per_unit,
         num_gpus=cluster.gpus_per_unit,
         max_retries=cluster.max_failures,
         scheduling_strategy="DEFAULT",
         name=step.label,
     )
-    failed = ray.get(remote.remote(step, study_dir))
+    try:
+        failed = ray.get(remote.remote(step, study_dir, cluster.checkpoint_every))
+    except RayTaskError:
+        # An exception of ours keeps its traceback.
+        raise
+    except RayError as error:
+        raise ClusterFailed(f"{step.label}: {lost(error, cluster)}") from error
     if failed:
-        raise UnitFailed(f"{step.label}: {failed}")
+        raise failed
+
+
+# Processes that have done a GPU task are kept too: the models they loaded are the point.
+@ray.remote(max_calls=0)
+def _unit(step: Step, study_dir: Path, checkpoint_every: int) -> GiftError | None:
+    if step.kind not in JOURNALED:
+        return attempt(step, study_dir)
+    journal = LocalJournal(step.checkpoint(study_dir), checkpoint_every)
+    with notice() as journal.leaving:
+        return attempt(step, study_dir, journal)

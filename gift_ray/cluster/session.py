@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError, RayError
 
 from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ClusterConfig
@@ -26,14 +30,14 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
     A cluster that we started ends with the block; one that we joined stays.
 
     Raises:
-        ConfigError: the cluster can't be reached, is too small for one unit, or can't see the
-            study's folder from every node.
+        ConfigError: the cluster can't be reached, is open to anyone on the network, is too small for
+            one unit, or can't see the study's folder from every node.
     """
     start_with(os.environ)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
     try:
-        ray.init(
+        joined = ray.init(
             address=address,
             include_dashboard=True if address == "local" else None,
             log_to_driver=False,
@@ -42,9 +46,16 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
         )
     except ConnectionError as error:
         raise ConfigError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}") from error
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to a file that holds it (docs/CLUSTER.md)"
+        ) from error
     # After ray.init, which installs a handler of its own.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if address != "local":
+            _require_closed(joined.dashboard_url)
         _preflight(cluster, study_dir)
         yield
     finally:
@@ -58,6 +69,35 @@ def slots(cluster: ClusterConfig) -> int:
     if cluster.gpus_per_unit:
         fits.append(int(total.get("GPU", 0) / cluster.gpus_per_unit))
     return max(1, min(fits))
+
+
+def _require_closed(dashboard_url: str | None) -> None:
+    """Refuse a cluster that others reach and that asks nobody for a token: it runs anyone's code, and
+    ours beside it. `RAY_AUTH_MODE=disabled` says that this is meant: only friends reach it.
+    """
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    beyond = sorted(a for a in addresses if not ip_address(a).is_loopback)
+    if (
+        not beyond
+        or os.environ.get("RAY_AUTH_MODE") == "disabled"
+        or _asks_for_token(dashboard_url)
+    ):
+        return
+    raise ConfigError(
+        f"RAY_ADDRESS: the Ray cluster on {', '.join(beyond)} asks nobody for a token: whoever reaches it "
+        "can run code on it; start its nodes with RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN_PATH "
+        "(docs/CLUSTER.md), or set RAY_AUTH_MODE=disabled if only trusted machines reach it"
+    )
+
+
+def _asks_for_token(dashboard_url: str | None) -> bool:
+    """What the cluster says of itself; if it has no dashboard that we reach, how we were let in."""
+    question = f"http://{dashboard_url}/api/authentication_mode"
+    try:
+        with urllib.request.urlopen(question, timeout=10) as said:
+            return json.load(said)["authentication_mode"] == "token"
+    except OSError:
+        return os.environ.get("RAY_AUTH_MODE") == "token"
 
 
 def _preflight(cluster: ClusterConfig, study_dir: Path) -> None:
@@ -106,7 +146,7 @@ def _require_shared_storage(study_dir: Path, nodes: list[dict[str, Any]]) -> Non
             ).remote(str(probe))
             for node in nodes
         }
-        blind = [address for address, ref in checks.items() if not ray.get(ref)]
+        blind = [address for address, ref in checks.items() if not _answer(ref)]
     finally:
         probe.unlink()
     if blind:
@@ -114,6 +154,14 @@ def _require_shared_storage(study_dir: Path, nodes: list[dict[str, Any]]) -> Non
             f"output_dir: {study_dir} is not visible from node(s) {', '.join(blind)}; give a folder "
             "on storage that all nodes mount"
         )
+
+
+def _answer(ref: Any) -> bool:
+    """A node that is lost meanwhile sees nothing and misses nothing."""
+    try:
+        return ray.get(ref)
+    except RayError:
+        return True
 
 
 def _exists(path: str) -> bool:

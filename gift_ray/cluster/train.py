@@ -10,12 +10,15 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors import SafetensorError
 
 from gift_ray import parallel
+from gift_ray.cluster.preemption import notice_in_actor
 from gift_ray.config import ClusterConfig
-from gift_ray.errors import UnitFailed
+from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
 from gift_ray.plan import Step, assist, execute
 from gift_ray.records import is_done, load_state, save_state
 from gift_ray.stages import Journal
@@ -25,6 +28,13 @@ STATE = "state.safetensors"
 
 class TrainJournal(Journal):
     """Checkpoints that Ray Train keeps, and gives back after a worker or node was lost."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(every)
+        # A group saves together and would have to leave together: it restarts from its last checkpoint.
+        if ray.train.get_context().get_world_size() == 1:
+            asked = notice_in_actor()
+            self.leaving = lambda: asked() or ray.train.get_preemption_info() is not None
 
     def write(self, step: int, checkpoint: dict[str, Any]) -> None:
         # Every worker reports, as Train waits for all of them; they hold the same, and one writes it.
@@ -49,8 +59,8 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
     The run's name is the step's, so that a rerun finds its own checkpoints and never another's.
 
     Raises:
-        UnitFailed: the unit's own failure (non-finite, out of memory); never retried.
-        ray.train.TrainingFailedError: the infrastructure failed more often than `max_failures`.
+        UnitFailed: the unit's own failure (non-finite, out of GPU memory); never retried.
+        ClusterFailed: storage is full, or the worker was lost more often than `max_failures`.
     """
     storage = study_dir / "train"
     trainer = TorchTrainer(
@@ -77,14 +87,20 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    failed = trainer.fit().return_value
+    try:
+        failed = trainer.fit().return_value
+    except ray.train.WorkerGroupError as error:
+        causes = list(error.worker_failures.values())
+        if not all(isinstance(c, RayError) and not isinstance(c, RayTaskError) for c in causes):
+            raise
+        raise ClusterFailed(f"{step.label}: {lost(causes[0], cluster)}") from error
     if failed:
-        raise UnitFailed(f"{step.label}: {failed}")
+        raise failed
     shutil.rmtree(storage / step.name, ignore_errors=True)
 
 
-def _train_worker(settings: dict[str, Any]) -> str | None:
-    """Returns why the unit failed for its own reason, or None."""
+def _train_worker(settings: dict[str, Any]) -> GiftError | None:
+    """Returns why the unit failed, if a retry can't help; or None."""
     step, study_dir = settings["step"], Path(settings["study_dir"])
     journal = TrainJournal(settings["every"])
     # The first worker looks whether the step is done, and alone writes its record.
@@ -97,14 +113,33 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
 
 def attempt(
     step: Step, study_dir: Path, journal: Journal | None = None, work: Callable = execute
-) -> str | None:
-    """Execute a step; a failure that a retry can't help comes back as its reason."""
+) -> GiftError | None:
+    """Execute a step; a failure that a retry can't help comes back as the error to raise."""
     try:
         work(step, study_dir, journal=journal)
-    except UnitFailed as error:
-        return str(error)
+    except GiftError as error:
+        return type(error)(*(f"{step.label}: {line}" for line in error.mistakes))
     except torch.cuda.OutOfMemoryError:
         if parallel.workers()[1] > 1:
             raise  # The other workers wait for this one's gradients: Train has to end them.
-        return "out of GPU memory; lower train_batch_size, or set model.gradient_checkpointing"
+        return UnitFailed(
+            f"{step.label}: out of GPU memory; lower train_batch_size, or set "
+            "model.gradient_checkpointing"
+        )
+    except (OSError, SafetensorError) as error:
+        if not is_storage_full(error):
+            raise
+        return ClusterFailed(f"{step.label}: storage is full ({error}); make room, then run again")
     return None
+
+
+def lost(error: Exception, cluster: ClusterConfig) -> str:
+    """Why a unit whose workers were lost again and again was given up, in words."""
+    times = f"{cluster.max_failures + 1} times (cluster.max_failures: {cluster.max_failures})"
+    if isinstance(error, OutOfMemoryError):
+        return (
+            f"its node ran out of memory {times}; raise cluster.cpus_per_unit, so that fewer units "
+            "share a node, or lower train_batch_size"
+        )
+    reason = str(error).strip().splitlines()[0]
+    return f"its worker was lost {times}: {type(error).__name__}: {reason}; run again to continue"
