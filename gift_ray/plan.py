@@ -561,7 +561,8 @@ def protocol_id(config: StudyConfig) -> str:
 def verdict_id(config: StudyConfig) -> str:
     """Hex SHA-256 of how a verdict comes about: the protocol, the attacks and their seeds. Only under one
     id does a model beat another."""
-    built = [plugins.build("attacks", a.name, a.options) for a in config.attacks]
+    attacks = attack_names(config).values()
+    built = [plugins.build("attacks", a.name, a.options) for a in attacks]
     return digest(
         {
             "protocol": protocol_id(config),

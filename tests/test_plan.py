@@ -452,3 +452,11 @@ def test_a_step_whose_input_is_missing_or_damaged_is_not_done(
     with pytest.raises(DataError, match=r"D_S\.safetensors: missing or damaged"):
         execute(immunize, tmp_path)
     assert not immunize.folder(tmp_path).exists()
+
+
+def test_a_verdict_knows_every_attack_of_a_grid(raw: dict[str, Any]) -> None:
+    ids = set()
+    for rates in ([1e-3], [1e-3, 1e-2]):
+        grid = {"name": "dreambooth", "grid": {"learning_rate": rates}}
+        ids.add(verdict_id(StudyConfig.model_validate({**raw, "attacks": [grid]})))
+    assert len(ids) == 2
