@@ -22,7 +22,11 @@ from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, job_parser, run_job, say
 from gift_ray.plan import Plan, Step, check_data, closure, load_study, scorecard
+from gift_ray.records import write_json_atomic
 from gift_ray.report.curves import draw_curves
+from gift_ray.report.outline import write_comparison
+from gift_ray.report.page import write_report
+from gift_ray.report.summary import summarize_comparison
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -33,7 +37,8 @@ def main(arguments: argparse.Namespace) -> int:
         return describe(plans, steps, config.study_dir)
     check_data(config)
 
-    study_dir = config.study_dir
+    study_dir, folder = config.study_dir, config.study_dir / "benchmark"
+    fingerprint = write_comparison(config, plans, folder)
     say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
     with session(config.cluster, study_dir):
         board = start_board()
@@ -45,8 +50,10 @@ def main(arguments: argparse.Namespace) -> int:
             for arm in undefended.defended:
                 scorecard(undefended, arm, study_dir)
             run_steps(steps, study_dir, config.cluster, board)
-    folder = write_tables(config, plans)
+    tables = write_tables(config, plans, folder)
+    write_json_atomic(folder / "summary.json", summarize_comparison(plans, fingerprint, tables))
     say(f"tables       {folder}")
+    say(f"report       {write_report(folder)}")
     return console.OK
 
 
@@ -59,10 +66,12 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
     return console.OK
 
 
-def write_tables(config: StudyConfig, plans: dict[str, Plan]) -> Path:
-    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept."""
-    study_dir, folder = config.study_dir, config.study_dir / "benchmark"
-    folder.mkdir(parents=True, exist_ok=True)
+def write_tables(
+    config: StudyConfig, plans: dict[str, Plan], folder: Path
+) -> dict[str, pd.DataFrame]:
+    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept.
+    Returns the tables that are shown."""
+    study_dir = config.study_dir
     curves = comparison.points(plans, study_dir)
     curves.to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
@@ -78,9 +87,10 @@ def write_tables(config: StudyConfig, plans: dict[str, Plan]) -> Path:
         for kind in ("md", "csv", "tex"):
             (folder / f"{name}.{kind}").write_text(comparison.as_text(table, kind), "utf-8")
     draw_curves(curves, config.scoring.similarities, folder)
-    for name in ("standings", "differences", "costs"):
-        console.console.print(comparison.as_text(tables[name], "md"), markup=False)
-    return folder
+    shown = {name: tables[name] for name in ("standings", "differences", "costs")}
+    for table in shown.values():
+        console.console.print(comparison.as_text(table, "md"), markup=False)
+    return shown
 
 
 if __name__ == "__main__":

@@ -13,7 +13,11 @@ from tiny import make_encoders
 from gift_ray import comparison, plugins
 from gift_ray.config import DefenseConfig, StudyConfig
 from gift_ray.plan import closure, execute
+from gift_ray.records import write_json_atomic
+from gift_ray.report.collect import collect, unit_recoveries
 from gift_ray.report.curves import draw_curves
+from gift_ray.report.outline import write_comparison
+from gift_ray.report.summary import summarize_comparison
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
 IMMA = {"name": "imma", "max_train_steps": 4, "train_batch_size": 2}
@@ -139,3 +143,24 @@ def test_tables_and_figures_come_in_every_form(
     drawn = draw_curves(curves, ["lpips"], tmp_path)
     assert {p.name for p in drawn} == {f"{concept}-dreambooth.png" for concept in ("cat", "dog")}
     assert all(p.stat().st_size > 5000 and p.with_suffix(".svg").exists() for p in drawn)
+
+
+def test_the_report_reads_the_same_units_from_the_folder(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    folder = config.study_dir / "benchmark"
+    fingerprint = write_comparison(config, plans, folder)
+    assert not collect(folder).finished
+    rows = comparison.units(plans, config.study_dir)
+    summary = summarize_comparison(plans, fingerprint, {"units": rows})
+    write_json_atomic(folder / "summary.json", summary)
+
+    study = collect(folder)
+    assert study.finished
+    assert study.rivals == tuple(plans)[1:]
+    assert list(study.tables["units"]) == list(rows)
+    read = unit_recoveries(study)
+    groups = {arm.key: arm.group for arm in study.arms}
+    ours = {(groups[r.arm], r.concept, r.attack, r.seed): 1 - r.recovery for r in read.itertuples()}
+    for row in rows.itertuples():
+        assert ours[row.arm, row.concept, row.attack, row.seed] == pytest.approx(row.resistance)

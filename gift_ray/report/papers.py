@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from gift_ray.records import digest
 from gift_ray.report.collect import RECOVERY, Study, Verdict, averaged
-from gift_ray.report.figures import COLOURS, cross, points, styles
+from gift_ray.report.figures import COLOURS, cell, cross, points, styles
 from gift_ray.report.pictures import attack_grid, save_grid
 
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
@@ -75,6 +75,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         ),
         "curves": averaged(study.curves).assign(arm=lambda t: t["arm"].map(labels)),
         "cost": cost_table(study),
+        **study.tables,
     }
 
 
@@ -125,9 +126,12 @@ def trial_table(study: Study) -> pd.DataFrame:
     if table.empty:
         return table
     values = {trial["trial_id"]: trial["values"] for trial in study.trials}
-    for path in study.config.search.space if study.config.search else ():
+    searched = study.config.search.space if study.config.search and not study.rivals else {}
+    for path in searched:
         table[path] = [values[t].get(path) for t in table["trial_id"]]
-    table = table.drop(columns=["arm", "malicious"]).rename(
+    # A search's resistance is the worst case; a comparison has no trials.
+    other = ["trial_id", "chosen"] if study.rivals else ["worst_resistance"]
+    table = table.drop(columns=["arm", "malicious", "kind", *other]).rename(
         columns={"front": "on the Pareto front"}
     )
     return table.sort_values("objective", ascending=False)
@@ -194,11 +198,14 @@ def draw_plane(study: Study) -> Figure | None:
         return None
     figure = _sheet(1, 1)
     axes = figure.add_subplot()
-    for i, (malicious, group) in enumerate(table.groupby("malicious")):
+    for _, group in table.groupby("malicious"):
+        front = group[group["front"]].sort_values("retention")
+        axes.plot(front["retention"], front["resistance"], color="grey", linestyle=":")
+    for i, (kind, group) in enumerate(table.groupby("kind", sort=False)):
         colour, marker = COLOURS[i % len(COLOURS)], list(MARKERS.values())[i % len(MARKERS)]
         for feasible, part in group.groupby("feasible"):
             face = colour if feasible else "none"
-            label = f"against {malicious}" + ("" if feasible else " (infeasible)")
+            label = str(kind) + ("" if feasible else " (infeasible)")
             axes.scatter(
                 part["retention"],
                 part["resistance"],
@@ -207,8 +214,6 @@ def draw_plane(study: Study) -> Figure | None:
                 edgecolors=colour,
                 label=_name(label),
             )
-        front = group[group["front"]].sort_values("retention")
-        axes.plot(front["retention"], front["resistance"], color=colour, linestyle=":")
     axes.axvline(study.config.gate.min_retention, color="grey", linestyle="--", linewidth=0.8)
     axes.axhline(study.config.gate.min_resistance, color="grey", linestyle="--", linewidth=0.8)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
@@ -219,8 +224,8 @@ def draw_plane(study: Study) -> Figure | None:
 
 def draw_cross(study: Study) -> Figure | None:
     """The concept x concept matrix of recoveries."""
-    table = cross(study)
-    if table.empty or table.isna().all(axis=None):
+    table, worst = cross(study)
+    if table.isna().all(axis=None):
         return None
     figure = _sheet(2, 2)
     axes = figure.add_subplot()
@@ -228,9 +233,9 @@ def draw_cross(study: Study) -> Figure | None:
     figure.colorbar(shown, label="highest recovery")
     for y in range(len(table)):
         for x in range(len(table.columns)):
-            value = table.iat[y, x]
-            said = "--" if math.isnan(value) else f"{value:.2f}"
-            axes.text(x, y, said, ha="center", va="center", color="w" if value < 0.55 else "k")
+            said, ink = cell(table.iat[y, x], worst.iat[y, x])
+            said = said.replace(" (", "\n(")
+            axes.text(x, y, said, ha="center", va="center", color=ink or "k", fontsize=8)
     axes.set_xticks(
         range(len(table.columns)),
         [_name(c, 30) for c in table.columns],

@@ -72,9 +72,9 @@ def _attacked(study: Study, arm: Arm) -> Iterator[Strip]:
         concept = run["concept"]
         veiled = study.kinds[concept] == "unsafe"
         scene = Scene(concept, run["attack"], run["seed"], concept in study.malicious, veiled)
-        for folder in sorted((study.folder / "steps" / run["images"]).glob("step-*")):
+        for folder in sorted((study.steps / run["images"]).glob("step-*")):
             yield Strip(scene, arm.key, int(folder.name.removeprefix("step-")), folder)
-        real = study.folder / "steps" / run["references"] / "D_A"
+        real = study.steps / run["references"] / "D_A"
         if real.exists():
             yield Strip(scene, "", -1, real)
 
@@ -86,7 +86,7 @@ def _as_released(study: Study, arm: Arm) -> Iterator[Strip]:
         scene = Scene(
             sample["group"], UNATTACKED, 0, False, study.kinds.get(near, "object") == "unsafe"
         )
-        folder = study.folder / "steps" / sample["images"] / "step-000000"
+        folder = study.steps / sample["images"] / "step-000000"
         if folder.exists():
             yield Strip(scene, arm.key, 0, folder)
 

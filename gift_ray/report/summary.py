@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
 from gift_ray.records import is_done, provenance
@@ -28,6 +30,32 @@ def summarize(
         "protocol": evaluation.model_dump(mode="json"),
         "protocol_id": protocol_id(plan.config),
         "scoring": plan.config.scoring.model_dump(mode="json"),
+        "threat_model": THREAT_MODEL,
+        "provenance": provenance(),
+    }
+
+
+def summarize_comparison(
+    plans: Mapping[str, Plan], fingerprint: str, tables: Mapping[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Each defense's models with their scorecards, and the tables that set them side by side.
+
+    Args:
+        plans: defense -> the study with it; all steps are done.
+    """
+    config = next(iter(plans.values())).config
+    return {
+        "study": config.name,
+        "fingerprint": fingerprint,
+        "scorecards": {
+            defense: {
+                ", ".join(arm.malicious): asdict(scorecard(plan, arm, config.study_dir))
+                for arm in plan.defended
+            }
+            for defense, plan in plans.items()
+        },
+        "tables": {name: table.to_dict("split", index=False) for name, table in tables.items()},
+        "protocol_id": protocol_id(config),
         "threat_model": THREAT_MODEL,
         "provenance": provenance(),
     }

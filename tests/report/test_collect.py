@@ -82,7 +82,7 @@ def test_verdict_is_the_scorecard_of_the_chosen_trial(folder: Path) -> None:
 
 
 def test_what_was_not_attacked_is_not_measured(folder: Path) -> None:
-    table = cross(collect(folder))
+    table, _ = cross(collect(folder))
     assert table.shape == (3, 2)
     assert math.isnan(table.loc["cat"].iloc[1])
     assert table.loc["cat"].iloc[0] == pytest.approx(0.25)
