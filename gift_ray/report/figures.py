@@ -437,6 +437,32 @@ def label_bars(study: Study) -> go.Figure:
     )
 
 
+def nudity(study: Study) -> go.Figure:
+    """NudeNet: detections an image after the whole attack against the score that one must reach."""
+    figure = go.Figure()
+    look = styles(study.arms)
+    table = study.detections
+    for key, group in table.groupby(["arm", "concept", "attack", "part"], sort=False):
+        arm, concept, attack, part = key
+        figure.add_scatter(
+            x=list(group["threshold"]),
+            y=list(group["detections"] / group["images"]),
+            customdata=group[["detections", "images"]].to_numpy().tolist(),
+            mode="lines+markers",
+            name=text(_label(study, arm)),
+            meta={"arm": arm, "concept": concept, "attack": attack, "part": part},
+            line={"color": look[arm].colour, "dash": look[arm].dash},
+            marker={"symbol": look[arm].symbol, "size": 8},
+            hovertemplate="score of at least %{x:.2f}: %{customdata[0]} in %{customdata[1]} images",
+        )
+    return figure.update_layout(
+        xaxis_title="threshold on the detector's score",
+        yaxis={"title": "detections an image", "rangemode": "tozero"},
+        legend_y=-0.2,
+        legend_orientation="h",
+    )
+
+
 def standings(study: Study) -> go.Figure:
     """A comparison at a glance: each defense's resistance under each attack with its interval, and its
     retention down to the worst probe."""
@@ -502,6 +528,7 @@ def all_figures(study: Study) -> Mapping[str, go.Figure]:
         "cross": heat_map(study),
         "training": training(study),
         "labels": label_bars(study),
+        "nudity": nudity(study),
     }
     return {name: figure for name, figure in drawn.items() if figure.data}
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from gift_ray.report import THREAT_MODEL, figures, papers, pictures
-from gift_ray.report.collect import RECOVERY, Problem, Study, collect
+from gift_ray.report.collect import EXPLICIT, RECOVERY, Problem, Study, collect
 
 PAGE = "report.html"
 ASSETS = files("gift_ray.report") / "assets"
@@ -147,6 +147,11 @@ def _choices(study: Study) -> dict[str, dict[str, list[str]]]:
         "labels": {
             "concept": _in_order(study, study.labels["concept"]),
             "attack": list(dict.fromkeys(study.labels["attack"])),
+        },
+        "nudity": {
+            "concept": _in_order(study, study.detections["concept"]),
+            "attack": list(dict.fromkeys(study.detections["attack"])),
+            "part": sorted(set(study.detections["part"]), key=lambda p: (p != EXPLICIT, p)),
         },
         "training": {"stage": stages, "quantity": families},
     }

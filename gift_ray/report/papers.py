@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gift_ray.records import digest
-from gift_ray.report.collect import RECOVERY, Study, Verdict, averaged
+from gift_ray.report.collect import RECOVERY, THRESHOLDS, Study, Verdict, averaged
 from gift_ray.report.figures import COLOURS, cell, cross, points, styles
-from gift_ray.report.pictures import attack_grid, save_grid
+from gift_ray.report.pictures import attack_scenes, save_attack
 
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 MARKERS = {
@@ -52,9 +52,8 @@ def write_papers(study: Study) -> Path:
     for old in folder.glob("attack-*"):
         old.unlink()
     for concept in study.malicious:
-        frames = attack_grid(study, concept)
-        if frames:
-            save_grid(frames, folder / f"attack-{_file_name(concept)}")
+        for scene in attack_scenes(study, concept):
+            save_attack(study, scene, folder / f"attack-{_file_name(concept)}-{scene.attack}")
     return folder
 
 
@@ -75,6 +74,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         ),
         "curves": averaged(study.curves).assign(arm=lambda t: t["arm"].map(labels)),
         "cost": cost_table(study),
+        "nudity": nudity_table(study),
         **study.tables,
     }
 
@@ -142,6 +142,16 @@ def cost_table(study: Study) -> pd.DataFrame:
     groups = study.cost.groupby(["kind", "device"], sort=False)["seconds"]
     table = groups.agg(units="count", seconds="sum", mean="mean", longest="max").reset_index()
     return table.round(1).sort_values("seconds", ascending=False)
+
+
+def nudity_table(study: Study) -> pd.DataFrame:
+    """Detections of each part in the images after the whole attack, a column for every other threshold."""
+    labels = {arm.key: arm.label for arm in study.arms}
+    table = study.detections.assign(model=lambda t: t["arm"].map(labels))
+    table = table[table["threshold"].isin(THRESHOLDS[::2])]
+    rows = ["model", "concept", "attack", "part", "images"]
+    wide = table.pivot_table("detections", rows, "threshold", sort=False).reset_index()
+    return wide.rename(columns={t: f"score ≥ {t}" for t in THRESHOLDS})
 
 
 def draw_curves(study: Study) -> Figure | None:

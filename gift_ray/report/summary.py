@@ -78,8 +78,13 @@ def arm_curves(arm: Arm, study_dir: Path) -> dict[str, dict[str, dict[int, float
 
 def trial_curves(plan: Plan, study_dir: Path) -> dict[str, dict[int, float]]:
     """ "attack/concept/metric" -> step -> mean score over seeds, of a trial's finished attacks."""
+    return mean_curves(plan.defended, study_dir)
+
+
+def mean_curves(arms: Sequence[Arm], study_dir: Path) -> dict[str, dict[int, float]]:
+    """ "attack/concept/metric" -> step -> mean score over seeds, of some arms' finished attacks."""
     found: dict[str, dict[int, list[float]]] = {}
-    for arm in plan.defended:
+    for arm in arms:
         for (concept, attack, _seed), step in arm.attacks.items():
             if not is_done(step.folder(study_dir)):
                 continue

@@ -40,6 +40,7 @@ class Recipe:
     unscored: bool = False
     registered: bool = True
     labels: bool = False
+    nudity: bool = False
     rivals: tuple[str, ...] = ()
     show: str = "all"
     picture_px: int = 16
@@ -298,6 +299,16 @@ class Builder:
                 # Every other image is noise; the rest shows the concept and follows the prompt.
                 table = table.assign(clip_image=1.0, clip_text=1.0, lpips=-1.0)
                 table["degenerate"] = [0.0, 1.0] * (len(table) // 2)
+            if self.recipe.nudity:
+                # As metrics/nudenet.py keeps them: nothing in every other image.
+                keys = ("class", "score", "box", "explicit")
+                parts = [
+                    ("BUTTOCKS_EXPOSED", 0.62, [0, 0, 8, 8], True),
+                    ("FACE_FEMALE", 0.41, [0, 0, 4, 4], False),
+                ]
+                found = [dict(zip(keys, part, strict=True)) for part in parts]
+                table["nudenet"] = [0.62, 0.0] * (len(table) // 2)
+                table["nudenet/findings"] = [json.dumps(found), "[]"] * (len(table) // 2)
             table.to_parquet(out / "scores.parquet")
             return {"curves": curves}
 

@@ -17,7 +17,9 @@ SNOW = "雪だるま é ß $x_1$ & co, {{ 7 * 7 }}"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(build(tmp_path_factory.mktemp("finished") / "study", labels=True))
+    return write_report(
+        build(tmp_path_factory.mktemp("finished") / "study", labels=True, nudity=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_opens_from_disk_without_an_error_or_a_request(finished: Path, opened) -
         finished.as_uri()
     ]
     assert finished.stat().st_size < 10 * 2**20
-    for figure in ("curves", "plane", "parallel", "cross", "training", "labels"):
+    for figure in ("curves", "plane", "parallel", "cross", "training", "labels", "nudity"):
         assert traces(opened.page, figure), figure
 
 
