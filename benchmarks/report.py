@@ -24,7 +24,7 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))
 from studies import Builder, Recipe
 
-from gift_ray.report.collect import collect
+from gift_ray.report.collect import averaged, collect
 from gift_ray.report.page import write_report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -51,17 +51,14 @@ class Pictures(Builder):
 
 
 def main(trials: int) -> None:
-    recipe = Recipe(steps=tuple(range(0, 22, 2)), images=4, seeds=(0, 1), trials=trials, ended=trials,
-                    labels=True)  # fmt: skip
+    recipe = Recipe(steps=tuple(range(42)), seeds=(0,), trials=trials, ended=trials, labels=True)
     with tempfile.TemporaryDirectory() as folder:
         study = Pictures(Path(folder) / "study", recipe).build()
-        print(f"curve points       {len(collect(study).curves)}")
+        print(f"curve points         {len(averaged(collect(study).curves))}")
         started, busy = time.perf_counter(), time.process_time()
         page = write_report(study)
-        print(
-            f"built              {time.perf_counter() - started:.1f} s wall, {time.process_time() - busy:.1f} s CPU"
-        )
-        print(f"page               {page.stat().st_size / 2**20:.1f} MiB")
+        say("built", time.perf_counter() - started, time.process_time() - busy)
+        print(f"page                 {page.stat().st_size / 2**20:.1f} MiB")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             opened = browser.new_context(offline=True).new_page()
@@ -77,19 +74,21 @@ def look(opened: Page, page: Path) -> None:
     started = time.perf_counter()
     opened.goto(page.as_uri())
     opened.wait_for_selector("html[data-ready]", state="attached")
-    print(
-        f"until it is usable {time.perf_counter() - started:.2f} s wall, {on_thread(clock):.2f} s of its main thread"
-    )
+    say("until it is usable", time.perf_counter() - started, on_thread(clock))
     count = "Object.values(data.images).flat().reduce((n, [, , uris]) => n + uris.length, 0)"
-    print(f"images             {opened.evaluate(count)}")
+    print(f"images               {opened.evaluate(count)}")
     for name, script in CONTROLS.items():
-        before, started = on_thread(clock), time.perf_counter()
+        started, busy = time.perf_counter(), on_thread(clock)
         opened.evaluate(script)
         opened.evaluate(
             "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
         )
-        wall = time.perf_counter() - started
-        print(f"{name:18} {wall:.2f} s wall, {on_thread(clock) - before:.2f} s of its main thread")
+        say(name, time.perf_counter() - started, on_thread(clock) - busy)
+
+
+def say(what: str, wall: float, busy: float) -> None:
+    """One line of the table."""
+    print(f"{what:20} {wall:6.2f} s wall {busy:6.2f} s on its processor", flush=True)
 
 
 def on_thread(clock: CDPSession) -> float:
@@ -99,4 +98,4 @@ def on_thread(clock: CDPSession) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 40)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
