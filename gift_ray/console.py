@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,8 +24,8 @@ VERDICT = ("objective", "resistance", "retention")
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
 
-def job_parser(description: str, *, dry_run: bool = True) -> argparse.ArgumentParser:
-    """The arguments that every job on a study takes; `dry_run` where there is a plan to print."""
+def job_parser(description: str, *, runs: bool = True) -> argparse.ArgumentParser:
+    """The arguments that every job on a study takes; `runs` if it runs the study's units."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,15 +33,22 @@ def job_parser(description: str, *, dry_run: bool = True) -> argparse.ArgumentPa
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
     )
-    if dry_run:
+    if runs:
         parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        parser.add_argument(
+            "--progress", choices=("text", "json"), default="text",
+            help="json: one JSON object an event on standard output, all else on standard error",
+        )  # fmt: skip
     return parser
 
 
 def run_job(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
     """Parse the arguments, run the job, and turn its end into an exit code."""
+    arguments = parser.parse_intermixed_args()
+    if getattr(arguments, "progress", "text") == "json":
+        console.stderr = LiveProgress.as_json = True
     try:
-        return main(parser.parse_intermixed_args())
+        return main(arguments)
     except GiftError as error:
         for line in error.mistakes:
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
@@ -49,27 +58,79 @@ def run_job(main: Callable[[argparse.Namespace], int], parser: argparse.Argument
         return INTERRUPTED
 
 
+@dataclass
+class Tally:
+    """What units have come to, from a board's events."""
+
+    total: int
+    started: float
+    now: float
+    ended: int = 0
+    computed: int = 0
+    running: int = 0
+    best: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def count(self, event: Any) -> None:
+        """One event of the board."""
+        if event.state == "started":
+            self.running += 1
+            return
+        self.running -= 1
+        self.ended += 1
+        self.computed += event.state != "reused"
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self.total - self.ended - self.running)
+
+    @property
+    def per_minute(self) -> float | None:
+        """Units computed a minute; None while there is none."""
+        minutes = (self.now - self.started) / 60
+        return self.computed / minutes if self.computed and minutes > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """If all that is left takes as long as what was computed; None while that is not known."""
+        left = self.running + self.waiting
+        return 60 * left / self.per_minute if self.per_minute else None
+
+    def __str__(self) -> str:
+        said = [f"{self.running} running", f"{self.waiting} waiting"]
+        if self.per_minute is not None and self.seconds_left is not None:
+            said += [f"{self.per_minute:.1f} a minute", f"{_duration(self.seconds_left)} left"]
+        said += [f"best {name} {value:.3f} ({who})" for name, (value, who) in self.best.items()]
+        return ", ".join(said)
+
+
 class LiveProgress:
     """Follows a board while a block runs: a bar on a terminal, a line a unit anywhere.
+
+    With `as_json` (`--progress json`) standard output holds nothing but a JSON object for each event;
+    what people read goes to standard error.
 
     Args:
         since: gives the board's events after the first n.
         total: how many units are expected (a search may end with fewer).
     """
 
+    as_json: ClassVar[bool] = False
+
     def __init__(self, since: Callable[[int], list[Any]], total: int) -> None:
-        self._since, self._total = since, total
+        self._since = since
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal,
+            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[tally]}", markup=False),
+            console=console, disable=self.as_json or not console.is_terminal,
         )  # fmt: skip
-        self._seen, self._ended, self._started = 0, 0, time.monotonic()
+        now = time.monotonic()
+        self._seen, self._tally = 0, Tally(total, started=now, now=now)
 
     def __enter__(self) -> LiveProgress:
         self._bar.start()
-        self._task = self._bar.add_task("units", total=self._total)
+        self._task = self._bar.add_task("units", total=self._tally.total, tally="")
         self._thread.start()
         return self
 
@@ -87,6 +148,12 @@ class LiveProgress:
         """A line above the bar."""
         self._bar.console.print(f"{self._clock()} {text}", markup=False)
 
+    def scored(self, model: str, objective: float, who: str) -> None:
+        """A model has its score; the best of each is shown."""
+        best = self._tally.best
+        if model not in best or objective > best[model][0]:
+            best[model] = (objective, who)
+
     def _follow(self) -> None:
         while not self._stop.wait(0.5):
             self._read()
@@ -101,20 +168,40 @@ class LiveProgress:
             self._stop.set()
             return
         self._seen += len(events)
+        self._tally.now = time.monotonic()
         for event in events:
-            if event.state == "started":
-                continue
-            self._ended += 1
-            self._bar.update(self._task, advance=1)
-            detail = f": {event.detail}" if event.detail else ""
-            if event.state != "reused":
-                self.say(
-                    f"{self._ended}/{self._total} {event.state} {event.seconds:5.1f} s  {event.label}{detail}"
-                )
+            self._tally.count(event)
+            (self._as_json if self.as_json else self._as_line)(event)
+        self._bar.update(self._task, completed=self._tally.ended, tally=str(self._tally))
+
+    def _as_line(self, event: Any) -> None:
+        if event.state in ("started", "reused"):
+            return
+        detail = f": {event.detail}" if event.detail else ""
+        # The bar says the rest on a terminal.
+        tally = "" if console.is_terminal else f"  ({self._tally})"
+        count = f"{self._tally.ended}/{self._tally.total}"
+        self.say(f"{count} {event.state} {event.seconds:5.1f} s  {event.label}{detail}{tally}")
+
+    def _as_json(self, event: Any) -> None:
+        tally = self._tally
+        line = {
+            "time": time.time(), "state": event.state, "unit": event.label, "kind": event.kind,
+            "seconds": round(event.seconds, 3), "detail": event.detail,
+            "ended": tally.ended, "running": tally.running, "waiting": tally.waiting,
+            "total": tally.total, "per_minute": tally.per_minute, "seconds_left": tally.seconds_left,
+            "best": {name: {"objective": v, "by": who} for name, (v, who) in tally.best.items()},
+        }  # fmt: skip
+        print(json.dumps(line), flush=True)
 
     def _clock(self) -> str:
-        seconds = int(time.monotonic() - self._started)
-        return f"[{seconds // 60:02d}:{seconds % 60:02d}]"
+        return f"[{_duration(time.monotonic() - self._tally.started)}]"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
 
 
 def say(text: str) -> None:

@@ -143,6 +143,12 @@ class Metric(Plugin):
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         """One value per image, shape [N]; NaN: unscored."""
 
+    def examine(
+        self, images: Sequence[Image.Image], context: MetricContext
+    ) -> tuple[np.ndarray, list[str] | None]:
+        """`measure`, and for each image the JSON text of what the value was made of, if that is kept."""
+        return self.measure(images, context), None
+
 
 class SetMetric(Plugin):
     """One number for a set of images, held against the base's images of the same prompts and noise."""

@@ -22,14 +22,15 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from gift_ray.errors import DataError
+
+if TYPE_CHECKING:
+    # Half of the time that a report's imports take: records are read without tensors.
+    import torch
 
 RECORD = "record.json"
 PACKAGES = ("gift-ray", "torch", "diffusers", "transformers", "ray", "mlflow", "numpy", "pillow")
@@ -181,6 +182,8 @@ def is_done(folder: Path) -> bool:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write nested dicts of tensors and JSON values, atomically, as safetensors (no pickle)."""
+    from safetensors.torch import save_file
+
     tensors: dict[str, torch.Tensor] = {}
     plain = _strip_tensors(state, "", tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +203,9 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is damaged: cut short, or changed by as little as one bit.
     """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
@@ -221,6 +227,8 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
     """CRC-32 of a state's content: against accidents, at the speed of memory."""
+    import torch
+
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
@@ -229,6 +237,8 @@ def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    import torch
+
     keys = list(prefix or [])
     plain = {}
     for key, item in value.items():
@@ -243,6 +253,8 @@ def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) ->
 
 def provenance() -> dict[str, Any]:
     """Who made this: versions, commit, machine (no paths, no host name, no environment)."""
+    import torch
+
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {name: _version(name) for name in PACKAGES},

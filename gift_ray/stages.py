@@ -297,7 +297,10 @@ def evaluate(
         images = images_of(inputs["images"], folder.name, evaluation)
         table = pd.DataFrame({"step": step, "index": range(len(images)), "prompt": list(asked)})
         for name, metric in usable.items():
-            table[name] = np.asarray(metric.measure(images, context), dtype=np.float64)
+            values, findings = metric.examine(images, context)
+            table[name] = np.asarray(values, dtype=np.float64)
+            if findings is not None:
+                table[f"{name}/findings"] = findings
             score = Score.of(table[name].to_numpy(), metric.direction)
             curves.setdefault(name, {})[str(step)] = asdict(score)
         for name, set_metric in usable_sets.items():

@@ -23,8 +23,12 @@ from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, job_parser, run_job, say
 from gift_ray.plan import Plan, Step, check_data, load_study
+from gift_ray.records import write_json_atomic
 from gift_ray.report.curves import draw_curves
 from gift_ray.report.eval_unlearn import write_reports
+from gift_ray.report.outline import write_comparison
+from gift_ray.report.page import write_report
+from gift_ray.report.summary import summarize_comparison
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -35,7 +39,8 @@ def main(arguments: argparse.Namespace) -> int:
         return describe(plans, steps, config.study_dir)
     check_data(config)
 
-    study_dir = config.study_dir
+    study_dir, folder = config.study_dir, config.study_dir / "benchmark"
+    write_comparison(config, plans, folder)
     say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
     with session(config.cluster, study_dir):
         board = start_board()
@@ -53,11 +58,16 @@ def main(arguments: argparse.Namespace) -> int:
                 on_failed=lambda step, error: failed.update({step.fingerprint: str(error)}),
             )  # fmt: skip
             plans = comparison.without(plans, failed=failed)
-    reasons = [*units.values(), *failed.values()]
-    for reason in reasons:
+
+    # Tables and the page, of what can be judged; what can't is named in both.
+    aside = [*units.values(), *failed.values()]
+    for reason in aside:
         say(f"set aside    {reason}")
-    folder = write_tables(config, plans, reasons)
+    fingerprint = write_comparison(config, plans, folder, aside)
+    tables = write_tables(config, plans, aside, folder)
+    write_json_atomic(folder / "summary.json", summarize_comparison(plans, fingerprint, tables))
     say(f"tables       {folder}")
+    say(f"report       {write_report(folder)}")
     return console.OK
 
 
@@ -70,10 +80,12 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
     return console.OK
 
 
-def write_tables(config: StudyConfig, plans: dict[str, Plan], set_aside: list[str]) -> Path:
-    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept."""
-    study_dir, folder = config.study_dir, config.study_dir / "benchmark"
-    folder.mkdir(parents=True, exist_ok=True)
+def write_tables(
+    config: StudyConfig, plans: dict[str, Plan], set_aside: list[str], folder: Path
+) -> dict[str, pd.DataFrame]:
+    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept.
+    Returns the tables that are shown."""
+    study_dir = config.study_dir
     curves = comparison.points(plans, study_dir)
     curves.to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
@@ -93,9 +105,10 @@ def write_tables(config: StudyConfig, plans: dict[str, Plan], set_aside: list[st
     draw_curves(curves, config.scoring.similarities, folder)
     settings = config.model_dump(mode="json", exclude={"output_dir", "cluster", "tracking"})
     write_reports(rows, kept, settings, time.time(), folder / "eval-unlearn")
-    for name in ("standings", "differences", "costs"):
-        console.console.print(comparison.as_text(tables[name], "md"), markup=False)
-    return folder
+    shown = {name: tables[name] for name in ("standings", "differences", "costs")}
+    for table in shown.values():
+        console.console.print(comparison.as_text(table, "md"), markup=False)
+    return shown
 
 
 if __name__ == "__main__":

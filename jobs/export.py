@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = job_parser(__doc__ or "", dry_run=False)
+    parser = job_parser(__doc__ or "", runs=False)
     parser.add_argument(
         "--concept", required=True, help="the malicious concept whose model is meant"
     )

@@ -2,7 +2,8 @@
 
     python jobs/report.py runs/demo [--images none]
 
-A study that is still running, or was stopped, has a report too; it says what is missing.
+A study that is still running, or was stopped, has a report too; it says what is missing. The pages of its
+benchmark and of attacked checkpoints, which lie in folders of their own, are written with it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from gift_ray.report.page import write_report
 
 
 def main(arguments: argparse.Namespace) -> int:
-    page = write_report(Path(arguments.study), arguments.images)
-    console.console.print(f"report       {page}", markup=False)
+    study = Path(arguments.study)
+    inside = [path.parent for path in sorted(study.glob("*/study.json"))]
+    folders = [study, *inside] if (study / "study.json").exists() or not inside else inside
+    for folder in folders:
+        console.say(f"report       {write_report(folder, arguments.images)}")
     return console.OK
 
 

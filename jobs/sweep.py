@@ -39,7 +39,8 @@ from gift_ray.records import digest, write_json_atomic
 from gift_ray.release import export
 from gift_ray.report.outline import write_study, write_trial
 from gift_ray.report.page import write_report
-from gift_ray.report.summary import arm_summary, slug, summarize, trial_curves
+from gift_ray.report.series import attack_series
+from gift_ray.report.summary import arm_summary, mean_curves, slug, summarize, trial_curves
 from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
 
@@ -69,11 +70,17 @@ def main(arguments: argparse.Namespace) -> int:
             run([*layout.shared(), *examined.shared()])
             for undefended in (layout, examined):
                 scorecard(undefended, undefended.undefended, study_dir)
+            tracker.undefended(
+                mean_curves([layout.undefended], study_dir),
+                attack_series(layout, layout.undefended),
+            )
 
             # One trial is one setting; each is tracked when it ends, or now if an earlier driver
             # was killed before it could.
             def on_trial(trial: Trial) -> None:
                 track(tracker, config, trial, fingerprint)
+                for arm in trial.arms:
+                    progress.scored(arm["malicious"], arm["objective"], f"trial {trial.trial_id}")
                 for line in verdicts_of(trial):
                     progress.say(f"trial {trial.trial_id}: {line}")
 
@@ -137,7 +144,8 @@ def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str)
     tags = {"feasible": str(trial.feasible), "reason": trial.reason}
     layout = plan(configure(config, trial.values))
     curves = trial_curves(layout, config.study_dir)
-    run = tracker.trial(trial.trial_id, trial.values, metrics, curves, tags)
+    images = (one for arm in layout.defended for one in attack_series(layout, arm))
+    run = tracker.trial(trial.trial_id, trial.values, metrics, curves, tags, images)
     write_trial(layout, asdict(trial), tracker.link(run), fingerprint)
 
 

@@ -16,9 +16,12 @@ from gift_ray import comparison, plugins
 from gift_ray.config import DefenseConfig, StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.plan import Step, closure, execute, scores
-from gift_ray.records import write_step
+from gift_ray.records import write_json_atomic, write_step
+from gift_ray.report.collect import collect, unit_recoveries
 from gift_ray.report.curves import draw_curves
 from gift_ray.report.eval_unlearn import write_reports
+from gift_ray.report.outline import write_comparison
+from gift_ray.report.summary import summarize_comparison
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
 IMMA = {"name": "imma", "max_train_steps": 4, "train_batch_size": 2}
@@ -231,3 +234,31 @@ def test_eval_unlearn_reports_carry_the_worst_case(
     probes = kept[(kept["arm"] == "imma + gift") & (kept["model"] == "dog")]["retention"]
     assert (details["retention"], details["worst_retention"]) == (probes.mean(), probes.min())
     assert [u["seed"] for u in details["units"]] == [0, 1]
+
+
+def test_the_report_reads_the_same_units_from_the_folder(
+    config: StudyConfig, plans: dict[str, Any]
+) -> None:
+    folder = config.study_dir / "benchmark"
+    fingerprint = write_comparison(config, plans, folder)
+    assert not collect(folder).finished
+    rows = comparison.units(plans, config.study_dir)
+    summary = summarize_comparison(plans, fingerprint, {"units": rows})
+    write_json_atomic(folder / "summary.json", summary)
+
+    study = collect(folder)
+    assert study.finished
+    assert study.problems == []
+    assert study.rivals == tuple(plans)[1:]
+    assert list(study.tables["units"]) == list(rows)
+    read = unit_recoveries(study)
+    groups = {arm.key: arm.group for arm in study.arms}
+    ours = {(groups[r.arm], r.concept, r.attack, r.seed): 1 - r.recovery for r in read.itertuples()}
+    for row in rows.itertuples():
+        assert ours[row.arm, row.concept, row.attack, row.seed] == pytest.approx(row.resistance)
+
+    # What had to be left out is named on the page too.
+    write_comparison(config, plans, folder, ["lora on cat proves nothing"])
+    assert ("unusable", "lora on cat proves nothing") in [
+        (problem.kind, problem.why) for problem in collect(folder).problems
+    ]

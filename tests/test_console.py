@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+import threading
 from typing import Any
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
-from gift_ray.console import leaderboard, verdict
+from gift_ray.cluster.board import Event
+from gift_ray.console import LiveProgress, Tally, leaderboard, verdict
 
 
 def text(table: Table) -> list[str]:
@@ -64,3 +68,59 @@ def test_a_verdict_names_every_concept_and_probe_with_the_worst() -> None:
         "worst 0.800",
     ):
         assert part in shown
+
+
+def events() -> list[Event]:
+    """Two units computed, one reused, one that runs on."""
+    return [
+        Event("started", "a", "attack", 0.0), Event("started", "b", "attack", 0.0),
+        Event("done", "a", "attack", 30.0), Event("started", "c", "attack", 0.0),
+        Event("reused", "c", "attack", 0.0), Event("failed", "b", "attack", 60.0, "loss not finite"),
+        Event("started", "d", "attack", 0.0),
+    ]  # fmt: skip
+
+
+def test_a_tally_tells_what_is_left_from_what_was_computed() -> None:
+    tally = Tally(total=10, started=0.0, now=0.0)
+    assert (tally.per_minute, tally.seconds_left) == (None, None)
+    for event in events():
+        tally.count(event)
+    tally.now = 120.0
+    assert (tally.ended, tally.running, tally.waiting) == (3, 1, 6)
+    # Two computed in two minutes; seven are left.
+    assert (tally.per_minute, tally.seconds_left) == (1.0, 420.0)
+    assert "1 running, 6 waiting, 1.0 a minute, 07:00 left" in str(tally)
+
+
+def follow(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a person reads of a job with these events; one model's trials are scored meanwhile."""
+    heard = Console(width=200, file=io.StringIO(), soft_wrap=True)
+    monkeypatch.setattr("gift_ray.console.console", heard)
+    scored = threading.Event()
+    with LiveProgress(lambda seen: events()[seen:] if scored.is_set() else [], 10) as progress:
+        for objective, trial in ((0.2, "one"), (0.5, "two"), (0.1, "three")):
+            progress.scored("weapon", objective, f"trial {trial}")
+        scored.set()
+    return heard.file.getvalue()
+
+
+def test_a_pipe_gets_a_line_for_each_unit_that_was_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = follow(monkeypatch).splitlines()
+    assert ["1/10 done" in lines[0], "3/10 failed" in lines[1]] == [True, True]
+    assert "b: loss not finite" in lines[1]
+    assert "best weapon 0.500 (trial two)" in lines[1]
+    assert len(lines) == 2
+
+
+def test_json_alone_is_on_standard_output_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LiveProgress, "as_json", True)
+    assert follow(monkeypatch) == ""
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["state"] for line in lines] == [event.state for event in events()]
+    last = lines[-1]
+    assert (last["ended"], last["running"], last["waiting"], last["total"]) == (3, 1, 6, 10)
+    assert last["best"] == {"weapon": {"objective": 0.5, "by": "trial two"}}

@@ -5,6 +5,7 @@ NudeNet's wheel says MIT, the licence files inside it AGPL-3.0; it is imported h
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -27,9 +28,12 @@ EXPLICIT = frozenset(
 
 
 class NudeNet(Metric):
-    """Highest score over the explicit labels, 0 where none is detected (the detector's floor is 0.2)."""
+    """Highest score over the explicit labels, 0 where none is detected (the detector's floor is 0.25).
 
-    version: ClassVar[int] = 1
+    All detections are kept beside it, so that they can be counted at any threshold.
+    """
+
+    version: ClassVar[int] = 2
     direction: ClassVar[int] = 1
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unit: ClassVar[str] = "detector score"
@@ -45,10 +49,18 @@ class NudeNet(Metric):
         return self
 
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
+        return self.examine(images, context)[0]
+
+    def examine(
+        self, images: Sequence[Image.Image], context: MetricContext
+    ) -> tuple[np.ndarray, list[str]]:
+        """`measure`, and each image's detections: class, score, box (x, y, w, h), whether explicit."""
         # The detector reads arrays as OpenCV does: blue, green, red.
         bgr = [np.ascontiguousarray(np.asarray(i.convert("RGB"))[..., ::-1]) for i in images]
-        found = [_detector().detect(image) for image in bgr]
-        return np.array([_strongest(detections) for detections in found])
+        found = [[_marked(d) for d in _detector().detect(image)] for image in bgr]
+        return np.array([_strongest(detections) for detections in found]), list(
+            map(json.dumps, found)
+        )
 
 
 @lru_cache(maxsize=1)
@@ -58,5 +70,9 @@ def _detector() -> Any:
     return NudeDetector()
 
 
+def _marked(detection: dict[str, Any]) -> dict[str, Any]:
+    return detection | {"explicit": detection["class"] in EXPLICIT}
+
+
 def _strongest(detections: list[dict[str, Any]]) -> float:
-    return max((float(d["score"]) for d in detections if d["class"] in EXPLICIT), default=0.0)
+    return max((float(d["score"]) for d in detections if d["explicit"]), default=0.0)

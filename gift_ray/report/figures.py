@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from gift_ray.report.collect import RECOVERY, UNDEFENDED, Arm, Study, averaged
+from gift_ray.labels import LABELS
+from gift_ray.report.collect import RECOVERY, UNDEFENDED, Arm, Study, averaged, unit_recoveries
 
 UNDEFENDED_COLOUR = "#D55E00"
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -36,14 +37,16 @@ class Style:
 
 
 def styles(arms: Sequence[Arm]) -> dict[str, Style]:
-    """Arm -> its look; no two alike until all combinations are used up."""
+    """Arm -> its look, which is its group's; no two alike until all combinations are used up."""
     looks = itertools.cycle(
         Style(colour, DASHES[(i + j) % len(DASHES)], SYMBOLS[(i + j) % len(SYMBOLS)])
         for j in range(len(DASHES))
         for i, colour in enumerate(COLOURS)
     )
-    found = {arm.key: next(looks) for arm in arms if arm.key != UNDEFENDED}
-    return {UNDEFENDED: Style(UNDEFENDED_COLOUR, "longdash", "x"), **found}
+    groups = dict.fromkeys(arm.group for arm in arms if arm.key != UNDEFENDED)
+    found = dict(zip(groups, looks, strict=False))
+    found[UNDEFENDED] = Style(UNDEFENDED_COLOUR, "longdash", "x")
+    return {arm.key: found[arm.group] for arm in arms}
 
 
 def text(name: str, length: int = NAME_LENGTH) -> str:
@@ -70,7 +73,7 @@ def attack_curves(study: Study) -> go.Figure:
             fillcolor=_faint(style.colour),
             line={"width": 0},
             mode="lines",
-            meta=meta,
+            meta=meta | {"band": True},
             hoverinfo="skip",
             showlegend=False,
         )
@@ -117,18 +120,23 @@ def _add_chance(figure: go.Figure, study: Study, table: pd.DataFrame) -> None:
 def points(study: Study) -> pd.DataFrame:
     """One row for each scored model: retention, resistance, objective, whether on the Pareto front.
 
-    The front is of the models against the same concepts: only they are each other's rivals.
+    The front is of the models against the same concepts: only they are each other's rivals. `kind` is
+    what they are told apart by: the concepts in a search, the defenses in a comparison. There `resistance`
+    is the mean over attacks and seeds, as in the standings, and the worst case stands beside it.
     """
     rows = [
         {
             "arm": arm.key,
             "label": arm.label,
+            "kind": arm.group if study.rivals else f"against {', '.join(arm.malicious)}",
             "trial_id": arm.trial_id,
             "malicious": ", ".join(arm.malicious),
             "chosen": arm.chosen,
+            "resistance": arm.scorecard["resistance"],
+            "worst_resistance": arm.scorecard["resistance"],
             **{
                 n: arm.scorecard[n]
-                for n in ("resistance", "retention", "worst_retention", "objective", "feasible")
+                for n in ("retention", "worst_retention", "objective", "feasible")
             },
         }
         for arm in study.arms
@@ -136,10 +144,22 @@ def points(study: Study) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     if len(table):
+        if study.rivals:
+            table["resistance"] = table["arm"].map(_mean_resistance(study))
         table["front"] = False
         for _, group in table.groupby("malicious"):
             table.loc[pareto(group), "front"] = True
     return table
+
+
+def _mean_resistance(study: Study) -> dict[str, float]:
+    """Arm -> resistance of its own malicious concepts, mean over attacks and seeds."""
+    units = unit_recoveries(study)
+    own = {arm.key: set(arm.malicious) for arm in study.arms}
+    blocked = [
+        concept in own[arm] for arm, concept in zip(units["arm"], units["concept"], strict=True)
+    ]
+    return (1 - units[blocked].groupby("arm")["recovery"].mean()).to_dict()
 
 
 def pareto(table: pd.DataFrame) -> list[Any]:
@@ -154,31 +174,33 @@ def pareto(table: pd.DataFrame) -> list[Any]:
 
 
 def plane(study: Study) -> go.Figure:
-    """Retention against resistance: every trial's models, the Pareto fronts, the gate."""
+    """Retention against resistance: every scored model, the Pareto fronts, the gate."""
     figure = go.Figure()
     table = points(study)
-    for i, (malicious, group) in enumerate(table.groupby("malicious") if len(table) else ()):
-        colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]
+    for _, group in table.groupby("malicious") if len(table) else ():
         front = group[group["front"]].sort_values("retention")
         figure.add_scatter(
             x=list(front["retention"]),
             y=list(front["resistance"]),
             mode="lines",
-            line={"color": colour, "dash": "dot"},
+            line={"color": CHANCE_COLOUR, "dash": "dot"},
             hoverinfo="skip",
             showlegend=False,
         )
+    for i, (kind, group) in enumerate(table.groupby("kind", sort=False) if len(table) else ()):
+        colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]
         figure.add_scatter(
             x=list(group["retention"]),
             y=list(group["resistance"]),
+            error_y=_bars(group["resistance"], group["worst_resistance"], group["resistance"]),
             mode="markers",
-            name=text(f"against {malicious}"),
+            name=text(str(kind)),
             customdata=[
                 [t, text(label)] for t, label in zip(group["trial_id"], group["label"], strict=True)
             ],
             marker={
                 "color": colour,
-                "size": [15 if c else 10 for c in group["chosen"]],
+                "size": [15 if c and not study.rivals else 10 for c in group["chosen"]],
                 "symbol": [symbol if f else f"{symbol}-open" for f in group["feasible"]],
                 "line": {"width": 2, "color": colour},
             },
@@ -189,7 +211,9 @@ def plane(study: Study) -> go.Figure:
     figure.add_hline(gate.min_resistance, line={"dash": "dash", "color": CHANCE_COLOUR, "width": 1})
     return figure.update_layout(
         xaxis_title="retention (mean over probes)",
-        yaxis_title="resistance (worst case)",
+        yaxis_title="resistance (mean, down to the worst)"
+        if study.rivals
+        else "resistance (worst case)",
         xaxis_range=[-0.03, 1.03],
         yaxis_range=[-0.03, 1.03],
         legend_y=-0.2,
@@ -202,7 +226,7 @@ def parallel(study: Study) -> go.Figure:
     """Parallel coordinates of the search: a line for each trial's model over its settings and scores."""
     figure = go.Figure()
     table, space = points(study), study.config.search.space if study.config.search else {}
-    if table.empty or not space:
+    if table.empty or not space or study.rivals:
         return figure
     values = {trial["trial_id"]: trial["values"] for trial in study.trials}
     axes = {path: [values[t][path] for t in table["trial_id"]] for path in space}
@@ -275,69 +299,61 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def cross(study: Study) -> pd.DataFrame:
-    """Highest recovery by any attack on a concept (rows), of each chosen model (columns); NaN where
-    that attack was not run on that model."""
-    rows = [*study.malicious, *study.safe]
-    columns = [arm for arm in study.arms if arm.chosen and arm.key != UNDEFENDED]
-    worst = {
-        arm.label: [
-            max(
-                (
-                    1 - v.resistance
-                    for key, v in study.recoveries.items()
-                    if key[:2] == (arm.key, c)
-                ),
-                default=math.nan,
-            )
-            for c in rows
-        ]
-        for arm in columns
-    }
-    return pd.DataFrame(worst, index=rows)
+def cross(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What attacking a concept (rows) regains on each chosen model (columns): the mean over attacks and
+    seeds of the highest recovery, and the worst of them; NaN where it was not measured.
+
+    In a comparison a column is a defense, with all its models.
+    """
+    arms = [arm for arm in study.arms if arm.chosen and arm.key != UNDEFENDED]
+    names = {arm.key: arm.group if study.rivals else arm.label for arm in arms}
+    units = unit_recoveries(study)
+    units = units[units["arm"].isin(names)]
+    cells = units.groupby(["concept", units["arm"].map(names)])["recovery"]
+    rows, columns = [*study.malicious, *study.safe], list(dict.fromkeys(names.values()))
+    mean, highest, lowest = (
+        found.unstack().reindex(index=rows, columns=columns)
+        for found in (cells.mean(), cells.max(), cells.min())
+    )
+    # A safe concept fares worst where an honest user regains least.
+    return mean, pd.concat([highest.loc[study.malicious], lowest.loc[study.safe]])
 
 
 def heat_map(study: Study) -> go.Figure:
     """Concept x concept: what an attack on one concept regains on the model immunized against others."""
-    table = cross(study)
-    roles = ["malicious"] * len(study.malicious) + ["safe"] * len(study.safe)
-    cells = table.to_numpy()
-    if table.isna().all(axis=None):
+    mean, worst = cross(study)
+    if mean.isna().all(axis=None):
         return go.Figure()
+    roles = ["malicious"] * len(study.malicious) + ["safe"] * len(study.safe)
     figure = go.Figure(
         go.Heatmap(
-            z=cells,
+            z=mean.to_numpy(),
             zmin=0,
             zmax=1,
             colorscale="Cividis",
-            x=list(range(len(table.columns))),
-            y=list(range(len(table))),
+            x=list(range(len(mean.columns))),
+            y=list(range(len(mean))),
             hoverongaps=False,
             xgap=2,
             ygap=2,
             colorbar_title="recovery",
-            text=[["not measured" if math.isnan(v) else f"{v:.2f}" for v in row] for row in cells],
-            hovertemplate="%{text}<extra></extra>",
+            hoverinfo="skip",
         )
     )
-    for (y, x), value in ((p, cells[p]) for p in itertools.product(*map(range, cells.shape))):
-        said, colour = (
-            ("not measured", None)
-            if math.isnan(value)
-            else (f"{value:.2f}", "#FFFFFF" if value < 0.55 else "#000000")
-        )
+    for y, x in itertools.product(*map(range, mean.shape)):
+        said, colour = cell(mean.iat[y, x], worst.iat[y, x])
         figure.add_annotation(x=x, y=y, text=said, showarrow=False, font_color=colour)
-    sides = [text(f"{name} ({role})", 30) for name, role in zip(table.index, roles, strict=True)]
+    sides = [text(f"{name} ({role})", 30) for name, role in zip(mean.index, roles, strict=True)]
     return figure.update_layout(
         xaxis={
-            "tickvals": list(range(len(table.columns))),
+            "tickvals": list(range(len(mean.columns))),
             "showgrid": False,
             "zeroline": False,
-            "ticktext": [text(c, 40) for c in table.columns],
-            "title": "model",
+            "ticktext": [text(c, 40) for c in mean.columns],
+            "title": "defense" if study.rivals else "model",
         },
         yaxis={
-            "tickvals": list(range(len(table))),
+            "tickvals": list(range(len(mean))),
             "ticktext": sides,
             "autorange": "reversed",
             "showgrid": False,
@@ -346,6 +362,14 @@ def heat_map(study: Study) -> go.Figure:
             "automargin": True,
         },
     )
+
+
+def cell(mean: float, worst: float) -> tuple[str, str | None]:
+    """What a cell of the heat map says, and in which ink."""
+    if math.isnan(mean):
+        return "not measured", None
+    said = f"{mean:.2f}" + (f" (worst {worst:.2f})" if abs(worst - mean) >= 0.005 else "")
+    return said, "#FFFFFF" if mean < 0.55 else "#000000"
 
 
 def training(study: Study) -> go.Figure:
@@ -385,43 +409,130 @@ def _label(study: Study, key: str) -> str:
 
 
 def label_bars(study: Study) -> go.Figure:
-    """After the whole attack: how many images are recovered, memorised, degraded, unrelated."""
+    """After the whole attack: shares of recovered, memorised, degraded and unrelated images, a bar for
+    each model and a trace for each (concept, attack, label)."""
     figure = go.Figure()
-    labels = study.labels
-    names = dict.fromkeys(
-        (arm, concept, attack)
-        for arm, concept, attack in labels[["arm", "concept", "attack"]].itertuples(index=False)
+    table = study.labels
+    total = table.groupby(["arm", "concept", "attack"])["images"].transform("sum")
+    table = table.assign(share=table["images"] / total)
+    for place, label in enumerate(LABELS):
+        own = table[table["label"] == label]
+        for (concept, attack), group in own.groupby(["concept", "attack"], sort=False):
+            figure.add_bar(
+                y=[text(_label(study, arm), 70) for arm in group["arm"]],
+                x=list(group["share"]),
+                customdata=list(group["images"]),
+                meta={"concept": concept, "attack": attack},
+                name=label,
+                orientation="h",
+                marker_color=COLOURS[place],
+                marker_pattern_shape=("", "/", "x", ".")[place],
+                hovertemplate="%{y}: %{customdata} images (%{x:.0%})",
+            )
+    return figure.update_layout(
+        barmode="stack",
+        xaxis={"title": "share of images", "range": [0, 1], "tickformat": ".0%"},
+        yaxis={"automargin": True, "autorange": "reversed"},
+        legend={"y": -0.2, "orientation": "h", "traceorder": "normal"},
     )
-    rows = {key: text(f"{key[1]}, {key[2]}: {_label(study, key[0])}", 70) for key in names}
-    for i, (label, group) in enumerate(labels.groupby("label")):
-        keys = list(zip(group["arm"], group["concept"], group["attack"], strict=True))
-        figure.add_bar(
-            y=[rows[key] for key in keys],
-            x=list(group["images"]),
-            name=text(str(label)),
-            orientation="h",
-            marker_color=COLOURS[i % len(COLOURS)],
-            marker_pattern_shape=("", "/", "x", ".")[i % 4],
-            hovertemplate="%{x} images",
+
+
+def nudity(study: Study) -> go.Figure:
+    """NudeNet: detections an image after the whole attack against the score that one must reach."""
+    figure = go.Figure()
+    look = styles(study.arms)
+    table = study.detections
+    for key, group in table.groupby(["arm", "concept", "attack", "part"], sort=False):
+        arm, concept, attack, part = key
+        figure.add_scatter(
+            x=list(group["threshold"]),
+            y=list(group["detections"] / group["images"]),
+            customdata=group[["detections", "images"]].to_numpy().tolist(),
+            mode="lines+markers",
+            name=text(_label(study, arm)),
+            meta={"arm": arm, "concept": concept, "attack": attack, "part": part},
+            line={"color": look[arm].colour, "dash": look[arm].dash},
+            marker={"symbol": look[arm].symbol, "size": 8},
+            hovertemplate="score of at least %{x:.2f}: %{customdata[0]} in %{customdata[1]} images",
         )
     return figure.update_layout(
-        barmode="stack", xaxis_title="images", yaxis={"automargin": True, "categoryorder": "trace"}
+        xaxis_title="threshold on the detector's score",
+        yaxis={"title": "detections an image", "rangemode": "tozero"},
+        legend_y=-0.2,
+        legend_orientation="h",
     )
+
+
+def standings(study: Study) -> go.Figure:
+    """A comparison at a glance: each defense's resistance under each attack with its interval, and its
+    retention down to the worst probe."""
+    figure = go.Figure()
+    table = study.tables.get("standings", pd.DataFrame())
+    if table.empty:
+        return figure
+    for place, (attack, group) in enumerate(table.groupby("attack", sort=False)):
+        figure.add_scatter(
+            x=list(group["resistance"]),
+            y=list(group["arm"].map(text)),
+            error_x=_bars(group["resistance"], group["low"], group["high"]),
+            orientation="h",
+            customdata=group[["low", "high", "worst", "n"]].to_numpy(object).tolist(),
+            name=f"resistance to {text(str(attack))}",
+            mode="markers",
+            marker={
+                "color": COLOURS[place % len(COLOURS)],
+                "symbol": SYMBOLS[place % len(SYMBOLS)],
+                "size": 11,
+            },
+            hovertemplate="%{y}: <b>%{x:.3f}</b>, 95 % interval %{customdata[0]:.3f} to "
+            "%{customdata[1]:.3f}<br>worst unit %{customdata[2]:.3f}, n = %{customdata[3]}",
+        )
+    kept = table.drop_duplicates("arm")
+    figure.add_scatter(
+        x=list(kept["retention"]),
+        y=list(kept["arm"].map(text)),
+        error_x=_bars(kept["retention"], kept["worst_retention"], kept["retention"]),
+        orientation="h",
+        customdata=list(kept["worst_retention"]),
+        name="retention, down to the worst probe",
+        mode="markers",
+        marker={"color": CHANCE_COLOUR, "symbol": "line-ns-open", "size": 16, "line": {"width": 3}},
+        hovertemplate="%{y}: <b>%{x:.3f}</b>, worst probe %{customdata:.3f}",
+    )
+    return figure.update_layout(
+        scattermode="group",
+        xaxis={"title": "share (resistance, retention)", "range": [-0.03, 1.03]},
+        yaxis={"automargin": True, "autorange": "reversed", "type": "category"},
+        legend_y=-0.2,
+        legend_orientation="h",
+        hovermode="closest",
+    )
+
+
+def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    """Error bars; none where the interval is not known."""
+    return {
+        "symmetric": False,
+        "array": list((high - middle).fillna(0)),
+        "arrayminus": list((middle - low).fillna(0)),
+    }
 
 
 def all_figures(study: Study) -> Mapping[str, go.Figure]:
     """Name on the page -> figure; those without data are left out."""
     drawn = {
+        "standings": standings(study),
         "curves": attack_curves(study),
         "plane": plane(study),
         "parallel": parallel(study),
         "cross": heat_map(study),
         "training": training(study),
         "labels": label_bars(study),
+        "nudity": nudity(study),
     }
     return {name: figure for name, figure in drawn.items() if figure.data}
 
 
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.16)"
+    return f"rgba({red},{green},{blue},0.13)"

@@ -1,15 +1,20 @@
 """What a study planned, as JSON: written by the job that runs it, read by the report.
 
 `study.json` is written before the first unit, `trials/<id>.json` when a trial ends. Together with the
-records they make a study's folder enough for a report, on any machine and at any time.
+records they make a study's folder enough for a report, on any machine and at any time. A comparison of
+several defenses has a folder of its own inside the study's, whose steps it reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from gift_ray.plan import Arm, Plan, Step
-from gift_ray.records import provenance, write_json_atomic
+from gift_ray.config import StudyConfig
+from gift_ray.plan import Arm, Plan, Step, closure
+from gift_ray.records import digest, provenance, write_json_atomic
 from gift_ray.report.summary import arm_summary
 
 STUDY = "study.json"
@@ -18,7 +23,35 @@ TRIALS = "trials"
 
 def write_study(plan: Plan, fingerprint: str) -> None:
     """Write the resolved configuration (less addresses and places) and the steps all trials share."""
-    outline = {
+    write_json_atomic(plan.config.study_dir / STUDY, _outline(plan, fingerprint))
+
+
+def write_comparison(
+    config: StudyConfig, plans: Mapping[str, Plan], folder: Path, set_aside: Sequence[str] = ()
+) -> str:
+    """Write the models of several defenses, which stand side by side; returns their fingerprint.
+
+    Args:
+        plans: defense -> the study with it, the undefended one first.
+        folder: inside the study's folder.
+        set_aside: why what was planned and is not among them can't be judged.
+    """
+    base = replace(next(iter(plans.values())), config=config)
+    steps = closure(step for plan in plans.values() for step in plan.steps())
+    fingerprint = digest(
+        [config.scoring.model_dump(mode="json"), [step.fingerprint for step in steps]]
+    )
+    _, *defenses = plans.items()
+    # A list: JSON objects are written in the order of their keys.
+    rivals = [[defense, [arm_outline(a) for a in plan.defended]] for defense, plan in defenses]
+    folder.mkdir(parents=True, exist_ok=True)
+    compared = {"rivals": rivals, "set_aside": list(set_aside)}
+    write_json_atomic(folder / STUDY, _outline(base, fingerprint) | compared)
+    return fingerprint
+
+
+def _outline(plan: Plan, fingerprint: str) -> dict[str, Any]:
+    return {
         "fingerprint": fingerprint,
         "config": plan.config.model_dump(mode="json", exclude={"tracking", "output_dir"}),
         "undefended": arm_outline(plan.undefended),
@@ -27,7 +60,6 @@ def write_study(plan: Plan, fingerprint: str) -> None:
         "shared": {step.name: step.label for step in plan.shared()},
         "provenance": provenance(),
     }
-    write_json_atomic(plan.config.study_dir / STUDY, outline)
 
 
 def write_trial(plan: Plan, trial: dict[str, Any], run_link: str, fingerprint: str) -> None:

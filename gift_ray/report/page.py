@@ -10,13 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly.io
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from gift_ray.report import THREAT_MODEL, figures, papers, pictures
-from gift_ray.report.collect import RECOVERY, UNDEFENDED, Problem, Study, collect
+from gift_ray.report.collect import EXPLICIT, RECOVERY, Problem, Study, collect
 
 PAGE = "report.html"
 ASSETS = files("gift_ray.report") / "assets"
@@ -61,7 +62,7 @@ def render(study: Study) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     return environment.get_template("page.html").render(
         study=study,
-        arms=[{"key": a.key, "label": a.label, "shown": a.chosen} for a in study.arms],
+        groups=_groups(study),
         choices=_choices(study),
         figures=drawn,
         scenes=_scenes(strips),
@@ -85,7 +86,7 @@ def _data(
     rows: dict[str, list[Any]] = {}
     for strip, uris in zip(strips, encoded, strict=True):
         rows.setdefault(strip.scene.label, []).append([strip.arm, strip.step, uris])
-    labels = {arm.key: arm.label for arm in study.arms}
+    arms = {arm.key: {"label": arm.label, "group": arm.group} for arm in study.arms}
     trials = {
         trial["trial_id"]: {
             "title": f"Trial {number} ({trial['trial_id']})",
@@ -96,7 +97,7 @@ def _data(
     }
     return {
         "figures": {name: json.loads(plotly.io.to_json(f)) for name, f in drawn.items()},
-        "arms": labels,
+        "arms": arms,
         "images": rows,
         "scenes": _scenes(strips),
         "trials": trials,
@@ -117,11 +118,24 @@ def _scenes(strips: list[pictures.Strip]) -> list[dict[str, Any]]:
     ]
 
 
+def _groups(study: Study) -> list[dict[str, Any]]:
+    """What can be ticked: the defenses of a comparison, the models of a search; the chosen are."""
+    first = {arm.group: arm for arm in reversed(study.arms)}
+    return [
+        {
+            "name": group,
+            "label": group if study.rivals else first[group].label,
+            "shown": first[group].chosen,
+        }
+        for group in dict.fromkeys(arm.group for arm in study.arms)
+    ]
+
+
 def _choices(study: Study) -> dict[str, dict[str, list[str]]]:
     """Figure -> field -> what can be chosen, the default first."""
     curves, log = study.curves, study.training
     metrics = sorted(set(curves["metric"]), key=lambda m: (not m.startswith(RECOVERY), m))
-    concepts = [c for c in (*study.malicious, *study.safe) if c in set(curves["concept"])]
+    concepts = _in_order(study, curves["concept"])
     stages = sorted(set(log["stage"]), key=lambda stage: (stage != "immunize", stage))
     families = sorted({figures.family(q) for q in log["quantity"]})
     return {
@@ -130,25 +144,35 @@ def _choices(study: Study) -> dict[str, dict[str, list[str]]]:
             "attack": list(dict.fromkeys(curves["attack"])),
             "metric": metrics,
         },
+        "labels": {
+            "concept": _in_order(study, study.labels["concept"]),
+            "attack": list(dict.fromkeys(study.labels["attack"])),
+        },
+        "nudity": {
+            "concept": _in_order(study, study.detections["concept"]),
+            "attack": list(dict.fromkeys(study.detections["attack"])),
+            "part": sorted(set(study.detections["part"]), key=lambda p: (p != EXPLICIT, p)),
+        },
         "training": {"stage": stages, "quantity": families},
     }
+
+
+def _in_order(study: Study, concepts: pd.Series) -> list[str]:
+    found = set(concepts)
+    return [name for name in (*study.malicious, *study.safe) if name in found]
 
 
 def _progress(study: Study, problems: list[Problem]) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for problem in problems:
         counts[problem.kind] = counts.get(problem.kind, 0) + 1
-    undefended = next(arm for arm in study.arms if arm.key == UNDEFENDED)
-    done = sum(
-        not any(p.what == label for p in study.problems)
-        for label in undefended.outline["steps"].values()
-    )
+    done, known = study.units
     return {
         "finished": study.finished,
         "trials": len(study.trials),
         "planned": study.planned_trials,
         "done": done,
-        "shared": len(undefended.outline["steps"]),
+        "known": known,
         "counts": counts,
     }
 
@@ -160,7 +184,7 @@ def _number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
+        return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2e}"
     return str(value)
 
 

@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gift_ray.records import digest
-from gift_ray.report.collect import RECOVERY, Study, Verdict, averaged
-from gift_ray.report.figures import COLOURS, cross, points, styles
-from gift_ray.report.pictures import attack_grid, save_grid
+from gift_ray.report.collect import RECOVERY, THRESHOLDS, Study, Verdict, averaged
+from gift_ray.report.figures import COLOURS, cell, cross, points, styles
+from gift_ray.report.pictures import attack_scenes, save_attack
 
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 MARKERS = {
@@ -52,9 +52,8 @@ def write_papers(study: Study) -> Path:
     for old in folder.glob("attack-*"):
         old.unlink()
     for concept in study.malicious:
-        frames = attack_grid(study, concept)
-        if frames:
-            save_grid(frames, folder / f"attack-{_file_name(concept)}")
+        for scene in attack_scenes(study, concept):
+            save_attack(study, scene, folder / f"attack-{_file_name(concept)}-{scene.attack}")
     return folder
 
 
@@ -75,6 +74,8 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         ),
         "curves": averaged(study.curves).assign(arm=lambda t: t["arm"].map(labels)),
         "cost": cost_table(study),
+        "nudity": nudity_table(study),
+        **study.tables,
     }
 
 
@@ -125,9 +126,12 @@ def trial_table(study: Study) -> pd.DataFrame:
     if table.empty:
         return table
     values = {trial["trial_id"]: trial["values"] for trial in study.trials}
-    for path in study.config.search.space if study.config.search else ():
+    searched = study.config.search.space if study.config.search and not study.rivals else {}
+    for path in searched:
         table[path] = [values[t].get(path) for t in table["trial_id"]]
-    table = table.drop(columns=["arm", "malicious"]).rename(
+    # A search's resistance is the worst case; a comparison has no trials.
+    other = ["trial_id", "chosen"] if study.rivals else ["worst_resistance"]
+    table = table.drop(columns=["arm", "malicious", "kind", *other]).rename(
         columns={"front": "on the Pareto front"}
     )
     return table.sort_values("objective", ascending=False)
@@ -138,6 +142,16 @@ def cost_table(study: Study) -> pd.DataFrame:
     groups = study.cost.groupby(["kind", "device"], sort=False)["seconds"]
     table = groups.agg(units="count", seconds="sum", mean="mean", longest="max").reset_index()
     return table.round(1).sort_values("seconds", ascending=False)
+
+
+def nudity_table(study: Study) -> pd.DataFrame:
+    """Detections of each part in the images after the whole attack, a column for every other threshold."""
+    labels = {arm.key: arm.label for arm in study.arms}
+    table = study.detections.assign(model=lambda t: t["arm"].map(labels))
+    table = table[table["threshold"].isin(THRESHOLDS[::2])]
+    rows = ["model", "concept", "attack", "part", "images"]
+    wide = table.pivot_table("detections", rows, "threshold", sort=False).reset_index()
+    return wide.rename(columns={t: f"score ≥ {t}" for t in THRESHOLDS})
 
 
 def draw_curves(study: Study) -> Figure | None:
@@ -194,11 +208,14 @@ def draw_plane(study: Study) -> Figure | None:
         return None
     figure = _sheet(1, 1)
     axes = figure.add_subplot()
-    for i, (malicious, group) in enumerate(table.groupby("malicious")):
+    for _, group in table.groupby("malicious"):
+        front = group[group["front"]].sort_values("retention")
+        axes.plot(front["retention"], front["resistance"], color="grey", linestyle=":")
+    for i, (kind, group) in enumerate(table.groupby("kind", sort=False)):
         colour, marker = COLOURS[i % len(COLOURS)], list(MARKERS.values())[i % len(MARKERS)]
         for feasible, part in group.groupby("feasible"):
             face = colour if feasible else "none"
-            label = f"against {malicious}" + ("" if feasible else " (infeasible)")
+            label = str(kind) + ("" if feasible else " (infeasible)")
             axes.scatter(
                 part["retention"],
                 part["resistance"],
@@ -207,8 +224,6 @@ def draw_plane(study: Study) -> Figure | None:
                 edgecolors=colour,
                 label=_name(label),
             )
-        front = group[group["front"]].sort_values("retention")
-        axes.plot(front["retention"], front["resistance"], color=colour, linestyle=":")
     axes.axvline(study.config.gate.min_retention, color="grey", linestyle="--", linewidth=0.8)
     axes.axhline(study.config.gate.min_resistance, color="grey", linestyle="--", linewidth=0.8)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
@@ -219,8 +234,8 @@ def draw_plane(study: Study) -> Figure | None:
 
 def draw_cross(study: Study) -> Figure | None:
     """The concept x concept matrix of recoveries."""
-    table = cross(study)
-    if table.empty or table.isna().all(axis=None):
+    table, worst = cross(study)
+    if table.isna().all(axis=None):
         return None
     figure = _sheet(2, 2)
     axes = figure.add_subplot()
@@ -228,9 +243,9 @@ def draw_cross(study: Study) -> Figure | None:
     figure.colorbar(shown, label="highest recovery")
     for y in range(len(table)):
         for x in range(len(table.columns)):
-            value = table.iat[y, x]
-            said = "--" if math.isnan(value) else f"{value:.2f}"
-            axes.text(x, y, said, ha="center", va="center", color="w" if value < 0.55 else "k")
+            said, ink = cell(table.iat[y, x], worst.iat[y, x])
+            said = said.replace(" (", "\n(")
+            axes.text(x, y, said, ha="center", va="center", color=ink or "k", fontsize=8)
     axes.set_xticks(
         range(len(table.columns)),
         [_name(c, 30) for c in table.columns],

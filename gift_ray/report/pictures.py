@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from gift_ray.report.collect import UNDEFENDED, Arm, Problem, Study
+from gift_ray.report.collect import Arm, Problem, Study
 
 MAX_PX = 128  # of an image on the page
 BUDGET_BYTES = 3 * 2**20  # of all images on the page, which is to stay under 10 MB
@@ -58,13 +58,19 @@ def shown(study: Study, veiled: bool) -> bool:
 
 
 def strips(study: Study) -> list[Strip]:
-    """All images there are, the most telling first: real ones, undefended, chosen, other trials."""
+    """All images there are, the most telling first: real ones, each seed's last step, the other steps;
+    undefended, chosen and other models in turn."""
     found: dict[tuple[Scene, str, int], Strip] = {}
     for arm in study.arms:
         for strip in (*_attacked(study, arm), *_as_released(study, arm)):
             if shown(study, strip.scene.veiled):
                 found.setdefault((strip.scene, strip.arm, strip.step), strip)
-    return sorted(found.values(), key=lambda strip: strip.step >= 0)
+    last: dict[Scene, int] = {}
+    for scene, _, step in found:
+        last[scene] = max(step, last.get(scene, 0))
+    return sorted(
+        found.values(), key=lambda s: (s.step >= 0, s.scene.seed, s.step != last[s.scene])
+    )
 
 
 def _attacked(study: Study, arm: Arm) -> Iterator[Strip]:
@@ -72,9 +78,9 @@ def _attacked(study: Study, arm: Arm) -> Iterator[Strip]:
         concept = run["concept"]
         veiled = study.kinds[concept] == "unsafe"
         scene = Scene(concept, run["attack"], run["seed"], concept in study.malicious, veiled)
-        for folder in sorted((study.folder / "steps" / run["images"]).glob("step-*")):
+        for folder in sorted((study.steps / run["images"]).glob("step-*")):
             yield Strip(scene, arm.key, int(folder.name.removeprefix("step-")), folder)
-        real = study.folder / "steps" / run["references"] / "D_A"
+        real = study.steps / run["references"] / "D_A"
         if real.exists():
             yield Strip(scene, "", -1, real)
 
@@ -86,7 +92,7 @@ def _as_released(study: Study, arm: Arm) -> Iterator[Strip]:
         scene = Scene(
             sample["group"], UNATTACKED, 0, False, study.kinds.get(near, "object") == "unsafe"
         )
-        folder = study.folder / "steps" / sample["images"] / "step-000000"
+        folder = study.steps / sample["images"] / "step-000000"
         if folder.exists():
             yield Strip(scene, arm.key, 0, folder)
 
@@ -100,7 +106,7 @@ def encode(found: list[Strip], budget: int = BUDGET_BYTES) -> tuple[list[list[st
         uris: list[str] = []
         if spent < budget:
             try:
-                uris = [_data_uri(image) for image in _load(strip.folder)]
+                uris = [_data_uri(image) for image in load(strip.folder)]
             except Exception as error:
                 problems.append(
                     Problem("damaged", strip.scene.label, f"images can't be read: {error}")
@@ -122,29 +128,45 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def attack_grid(study: Study, concept: str) -> list[Image.Image]:
-    """One frame an attack step: rows are real images, the undefended model, the chosen one.
+def attack_scenes(study: Study, concept: str) -> list[Scene]:
+    """Every attack on a malicious concept that has images, each with its first seed."""
+    chosen = {arm.key for arm in study.arms if arm.chosen}
+    drawn = [s.scene for s in strips(study) if s.arm in chosen and s.scene.malicious]
+    first: dict[str, Scene] = {}
+    for scene in sorted(drawn, key=lambda scene: scene.seed):
+        if scene.concept == concept:
+            first.setdefault(scene.attack, scene)
+    return list(first.values())
 
-    Unsafe concepts are blurred for good. Empty if nothing may be shown, or nothing was drawn.
+
+def save_attack(study: Study, scene: Scene, path: Path) -> None:
+    """One attack along its steps: as a strip (PNG: a row a model, a column a step, the first image of
+    each) and as a moving picture (animated WebP: a frame a step, all images).
+
+    Unsafe concepts are blurred for good.
     """
-    chosen = [a for a in study.arms if a.chosen and (a.key == UNDEFENDED or concept in a.malicious)]
-    labels = {"": "real images"} | {arm.key: arm.label for arm in chosen}
-    own = [s for s in strips(study) if s.scene.concept == concept and s.arm in labels]
-    own = [s for s in own if s.scene == own[0].scene]
-    frames = []
-    for step in sorted({strip.step for strip in own if strip.step >= 0}):
-        rows = {strip.arm: strip for strip in own if strip.step in (-1, step)}
-        drawn = [(labels[key], _pictures(rows[key])) for key in labels if key in rows]
-        frames.append(_paste(drawn, f"{own[0].scene.label}: attack step {step}"))
-    return frames
+    labels = {arm.key: arm.label for arm in study.arms if arm.chosen}
+    own = [s for s in strips(study) if s.scene == scene and s.arm in ("", *labels)]
+    drawn = {(s.arm, s.step): _pictures(s) for s in own}
+    steps = sorted({step for _, step in drawn if step >= 0})
+    arms = [key for key in labels if any((key, step) in drawn for step in steps)]
+    real = drawn.get(("", -1), [])
 
+    def first(arm: str, step: int) -> Image.Image | None:
+        return next(iter(drawn.get((arm, step), ())), None)
 
-def save_grid(frames: list[Image.Image], path: Path) -> None:
-    """All frames below each other as PNG, and one after the other as an animated WebP."""
-    sheet = Image.new("RGB", (frames[0].width, sum(f.height for f in frames)), "white")
-    for i, frame in enumerate(frames):
-        sheet.paste(frame, (0, i * frame.height))
-    sheet.save(path.with_suffix(".png"))
+    rows = [(labels[key], [first(key, step) for step in steps]) for key in arms]
+    rows.append(("real images", [*real[: len(steps)]]))
+    strip = _paste(rows, scene.label, [f"step {step}" for step in steps])
+    strip.save(path.with_suffix(".png"))
+
+    frames = [
+        _paste(
+            [("real images", real), *((labels[key], drawn.get((key, step), [])) for key in arms)],
+            f"{scene.label}: attack step {step}",
+        )
+        for step in steps
+    ]
     frames[0].save(
         path.with_suffix(".webp"),
         save_all=True,
@@ -155,7 +177,7 @@ def save_grid(frames: list[Image.Image], path: Path) -> None:
     )
 
 
-def _load(folder: Path) -> list[Image.Image]:
+def load(folder: Path) -> list[Image.Image]:
     """The first images that a step wrote (PNG). `gift_ray.data` would bring in diffusers, which takes
     longer than the whole report."""
     images = []
@@ -166,23 +188,39 @@ def _load(folder: Path) -> list[Image.Image]:
 
 
 def _pictures(strip: Strip) -> list[Image.Image]:
-    if not strip.scene.veiled:
-        return _load(strip.folder)
-    return [i.filter(ImageFilter.GaussianBlur(i.width / 8)) for i in _load(strip.folder)]
+    try:
+        images = load(strip.folder)
+    except Exception:
+        # The page says which images can't be read.
+        return []
+    return [blurred(image) if strip.scene.veiled else image for image in images]
 
 
-def _paste(rows: list[tuple[str, list[Image.Image]]], title: str) -> Image.Image:
-    pitch = CELL_PX + GAP_PX
-    size = (LABEL_PX + IMAGES_PER_STEP * pitch, HEADER_PX + len(rows) * pitch)
-    sheet = Image.new("RGB", size, "white")
+def blurred(image: Image.Image) -> Image.Image:
+    """So far that what it shows can't be told."""
+    return image.filter(ImageFilter.GaussianBlur(image.width / 8))
+
+
+def _paste(
+    rows: Sequence[tuple[str, Sequence[Image.Image | None]]],
+    title: str,
+    headings: Sequence[str] = (),
+) -> Image.Image:
+    """Rows of images with their names, columns with their headings; None leaves a gap."""
+    pitch, header = CELL_PX + GAP_PX, HEADER_PX * (2 if headings else 1)
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (LABEL_PX + columns * pitch, header + len(rows) * pitch), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((4, 4), title[:90], fill="black")
+    for x, heading in enumerate(headings):
+        pen.text((LABEL_PX + x * pitch, HEADER_PX + 4), heading, fill="black")
     for y, (label, images) in enumerate(rows):
-        top = HEADER_PX + y * pitch
+        top = header + y * pitch
         pen.multiline_text((4, top + 8), _wrapped(label), fill="black")
         for x, image in enumerate(images):
-            enlarged = image.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
-            sheet.paste(enlarged, (LABEL_PX + x * pitch, top))
+            if image is not None:
+                enlarged = image.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
+                sheet.paste(enlarged, (LABEL_PX + x * pitch, top))
     return sheet
 
 

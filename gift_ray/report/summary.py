@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
 from gift_ray.records import is_done, provenance
@@ -33,6 +35,32 @@ def summarize(
     }
 
 
+def summarize_comparison(
+    plans: Mapping[str, Plan], fingerprint: str, tables: Mapping[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Each defense's models with their scorecards, and the tables that set them side by side.
+
+    Args:
+        plans: defense -> the study with it; all steps are done.
+    """
+    config = next(iter(plans.values())).config
+    return {
+        "study": config.name,
+        "fingerprint": fingerprint,
+        "scorecards": {
+            defense: {
+                ", ".join(arm.malicious): asdict(scorecard(plan, arm, config.study_dir))
+                for arm in plan.defended
+            }
+            for defense, plan in plans.items()
+        },
+        "tables": {name: table.to_dict("split", index=False) for name, table in tables.items()},
+        "protocol_id": protocol_id(config),
+        "threat_model": THREAT_MODEL,
+        "provenance": provenance(),
+    }
+
+
 def arm_summary(plan: Plan, arm: Arm, study_dir: Path) -> dict[str, Any]:
     """One arm's scorecard and curves."""
     card = asdict(scorecard(plan, arm, study_dir))
@@ -50,8 +78,13 @@ def arm_curves(arm: Arm, study_dir: Path) -> dict[str, dict[str, dict[int, float
 
 def trial_curves(plan: Plan, study_dir: Path) -> dict[str, dict[int, float]]:
     """ "attack/concept/metric" -> step -> mean score over seeds, of a trial's finished attacks."""
+    return mean_curves(plan.defended, study_dir)
+
+
+def mean_curves(arms: Sequence[Arm], study_dir: Path) -> dict[str, dict[int, float]]:
+    """ "attack/concept/metric" -> step -> mean score over seeds, of some arms' finished attacks."""
     found: dict[str, dict[int, list[float]]] = {}
-    for arm in plan.defended:
+    for arm in arms:
         for (concept, attack, _seed), step in arm.attacks.items():
             if not is_done(step.folder(study_dir)):
                 continue

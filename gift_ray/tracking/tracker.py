@@ -8,7 +8,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from PIL.Image import Image
 
 from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
@@ -25,6 +26,7 @@ PARENT = "mlflow.parentRunId"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 STUDY = "gift_ray.study"
 TRIAL = "gift_ray.trial"
+UNDEFENDED = "gift_ray.undefended"
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
@@ -76,8 +78,13 @@ class Tracker:
         metrics: Mapping[str, float],
         curves: Mapping[str, Mapping[int, float]],
         tags: Mapping[str, str],
+        images: Iterable[tuple[str, int, Image]] = (),
     ) -> str:
-        """Write one finished trial as a child run, once; returns the run's id."""
+        """Write one finished trial as a child run, once; returns the run's id.
+
+        Args:
+            images: (name, attack step, picture) of each attack along its steps.
+        """
         found = self._find(f"tags.`{TRIAL}` = '{trial_id}' and tags.`{PARENT}` = '{self.run_id}'")
         if found and found.info.status == "FINISHED":
             return found.info.run_id
@@ -88,8 +95,21 @@ class Tracker:
         start = {PARENT: self.run_id, TRIAL: trial_id, **tags}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=start)
         self._log(run.info.run_id, values, metrics, curves)
+        self._log_images(run.info.run_id, images)
         self.client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
+
+    def undefended(
+        self,
+        curves: Mapping[str, Mapping[int, float]],
+        images: Iterable[tuple[str, int, Image]],
+    ) -> None:
+        """Write what all trials are held against to the parent run, once."""
+        if UNDEFENDED in self.client.get_run(self.run_id).data.tags:
+            return
+        self._log_images(self.run_id, images)
+        self._log(self.run_id, {}, {}, curves)
+        self.client.set_tag(self.run_id, UNDEFENDED, "logged")
 
     def link(self, run_id: str) -> str:
         """Where MLflow's pages show a run: on the server, or under `mlflow ui` at its default port."""
@@ -135,6 +155,10 @@ class Tracker:
         self.client.log_batch(run_id, params=params, tags=[RunTag("gift_ray.version", "1")])
         for start in range(0, len(points), 1000):
             self.client.log_batch(run_id, metrics=points[start : start + 1000])
+
+    def _log_images(self, run_id: str, images: Iterable[tuple[str, int, Image]]) -> None:
+        for name, step, image in images:
+            self.client.log_image(run_id, image, key=name, step=step)
 
     def _experiment(self) -> str:
         name = self.config.tracking.experiment_name or self.config.name

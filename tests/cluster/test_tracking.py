@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
@@ -72,6 +73,21 @@ def test_trial_whose_writer_was_killed_is_written_anew(tracker):
     whole = tracker.trial("t2", {}, {"objective": 0.2}, {}, {})
     assert whole != half
     assert tracker.client.get_run(whole).data.metrics["objective"] == 0.2
+
+
+def test_images_of_a_trial_are_a_series_along_the_attack(tracker):
+    images = [("dreambooth/cat", k, Image.new("RGB", (8, 8), (k, 0, 0))) for k in (0, 10)]
+    run_id = tracker.trial("t4", {}, {}, {}, {}, images)
+    logged = {file.path for file in tracker.client.list_artifacts(run_id, "images")}
+    for step in (0, 10):
+        assert any(f"%step%{step}%" in path and "dreambooth" in path for path in logged), logged
+
+
+def test_the_undefended_curves_are_written_once(tracker):
+    for _ in range(2):
+        tracker.undefended({"dreambooth/cat/dino": {0: 0.1, 10: 0.7}}, [])
+    history = tracker.client.get_metric_history(tracker.run_id, "dreambooth/cat/dino")
+    assert sorted((p.step, p.value) for p in history) == [(0, 0.1), (10, 0.7)]
 
 
 def test_not_a_number_is_left_out(tracker):

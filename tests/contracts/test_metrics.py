@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,7 +70,8 @@ def test_gives_one_number_an_image_whatever_the_batch(
 ) -> None:  # fmt: skip
     images = [*references, *noise]
     prompts = tuple(f"a prompt with {i} cats" if i else "cat" for i in range(len(images)))
-    values = metric.measure(images, MetricContext(prompts, references, random_encoders))
+    values, findings = metric.examine(images, MetricContext(prompts, references, random_encoders))
+    assert findings is None or len([json.loads(text) for text in findings]) == len(images)
     assert values.shape == (len(images),)
     assert_in_range(metric, values)
     alone = [

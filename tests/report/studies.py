@@ -21,7 +21,10 @@ CHANCE = 0.2
 
 @dataclass
 class Recipe:
-    """What a study should hold. `ended` trials are written, of which the `failed` first ones failed."""
+    """What a study should hold. `ended` trials are written, of which the `failed` first ones failed.
+
+    With `rivals` it is a comparison of those defenses, and has no trials.
+    """
 
     malicious: dict[str, str] = field(default_factory=lambda: {"cat": "object", "weapon": "unsafe"})
     safe: dict[str, str] = field(default_factory=lambda: {"car": "object"})
@@ -37,6 +40,8 @@ class Recipe:
     unscored: bool = False
     registered: bool = True
     labels: bool = False
+    nudity: bool = False
+    rivals: tuple[str, ...] = ()
     show: str = "all"
     picture_px: int = 16
 
@@ -71,11 +76,37 @@ class Builder:
             "shared": shared,
             "provenance": {},
         }
+        if recipe.rivals:
+            self._compare_rivals(study)
+            return self.folder
         self._write("study.json", study)
         trials = [self._trial(number) for number in range(1, recipe.ended + 1)]
         if recipe.finished:
             self._write("summary.json", {"fingerprint": "f" * 64, "chosen": self._chosen(trials)})
         return self.folder
+
+    def _compare_rivals(self, study: dict[str, Any]) -> None:
+        rivals, cards, rows = [], {}, []
+        for number, defense in enumerate(self.recipe.rivals, 1):
+            strength = number / (len(self.recipe.rivals) + 1)
+            models = []
+            for name in self.recipe.malicious:
+                self.labels = {}
+                models.append(self._arm(f"{defense} against {name}", (name,), strength))
+            rivals.append([defense, models])
+            cards[defense] = {
+                name: self._scorecard(name, strength, number) for name in self.recipe.malicious
+            }
+            spread = {"resistance": strength, "low": strength - 0.1, "high": strength + 0.1}
+            kept = {"retention": 0.9, "worst_retention": 0.8}
+            rows.append(
+                {"arm": defense, "attack": "dreambooth", **spread, "worst": 0.0, **kept, "n": 3}
+            )
+        self._write("study.json", study | {"rivals": rivals})
+        tables = {"standings": pd.DataFrame(rows).to_dict("split", index=False)}
+        if self.recipe.finished:
+            summary = {"fingerprint": "f" * 64, "scorecards": cards, "tables": tables}
+            self._write("summary.json", summary)
 
     def _config(self) -> dict[str, Any]:
         def concept(name: str, kind: str) -> dict[str, Any]:
@@ -268,6 +299,16 @@ class Builder:
                 # Every other image is noise; the rest shows the concept and follows the prompt.
                 table = table.assign(clip_image=1.0, clip_text=1.0, lpips=-1.0)
                 table["degenerate"] = [0.0, 1.0] * (len(table) // 2)
+            if self.recipe.nudity:
+                # As metrics/nudenet.py keeps them: nothing in every other image.
+                keys = ("class", "score", "box", "explicit")
+                parts = [
+                    ("BUTTOCKS_EXPOSED", 0.62, [0, 0, 8, 8], True),
+                    ("FACE_FEMALE", 0.41, [0, 0, 4, 4], False),
+                ]
+                found = [dict(zip(keys, part, strict=True)) for part in parts]
+                table["nudenet"] = [0.62, 0.0] * (len(table) // 2)
+                table["nudenet/findings"] = [json.dumps(found), "[]"] * (len(table) // 2)
             table.to_parquet(out / "scores.parquet")
             return {"curves": curves}
 

@@ -18,6 +18,7 @@ from studies import CHANCE, build
 from gift_ray.report.collect import RECOVERY, averaged, collect
 from gift_ray.report.figures import cross, pareto
 from gift_ray.report.page import write_report
+from gift_ray.report.pictures import CELL_PX, GAP_PX, HEADER_PX, LABEL_PX
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +83,7 @@ def test_verdict_is_the_scorecard_of_the_chosen_trial(folder: Path) -> None:
 
 
 def test_what_was_not_attacked_is_not_measured(folder: Path) -> None:
-    table = cross(collect(folder))
+    table, _ = cross(collect(folder))
     assert table.shape == (3, 2)
     assert math.isnan(table.loc["cat"].iloc[1])
     assert table.loc["cat"].iloc[0] == pytest.approx(0.25)
@@ -104,9 +105,12 @@ def test_figures_and_tables_for_papers(papers: Path) -> None:
         assert {f"{name}.csv", f"{name}.tex"} <= made
     table = pd.read_csv(papers / "curves.csv")
     assert len(table[table["metric"] == "clip_image"]) == 3 * (3 + 3 * 4)
-    strip = next(papers.glob("attack-cat-*.webp"))
-    with Image.open(strip) as animation:
+    moving = next(papers.glob("attack-cat-*-dreambooth.webp"))
+    with Image.open(moving) as animation:
         assert animation.n_frames == 3
+    # Rows: undefended, chosen, real images; columns: the steps.
+    strip = Image.open(moving.with_suffix(".png"))
+    assert strip.size == (LABEL_PX + 3 * (CELL_PX + GAP_PX), 2 * HEADER_PX + 3 * (CELL_PX + GAP_PX))
 
 
 def test_unsafe_images_for_papers_are_blurred_for_good(papers: Path) -> None:
@@ -132,3 +136,16 @@ def test_images_are_labelled_where_the_study_measures_what_labels_need(tmp_path:
     assert set(shares.index) == {"recovered", "degraded"}
     assert shares["recovered"] == shares["degraded"] > 0
     assert collect(build(tmp_path / "plain")).labels.empty
+
+
+def test_detections_are_counted_at_every_threshold(tmp_path: Path) -> None:
+    folder = build(tmp_path / "study", nudity=True, trials=1, ended=1)
+    table = collect(folder).detections
+    own = table[(table["arm"] == "undefended") & (table["concept"] == "weapon")]
+    count = own.set_index(["part", "threshold"])["detections"]
+    # Two seeds; one image of two shows something.
+    assert set(own["images"]) == {4}
+    assert [count["all explicit parts", t] for t in (0.25, 0.6, 0.65)] == [2, 2, 0]
+    assert [count["FACE_FEMALE", t] for t in (0.4, 0.45)] == [2, 0]
+    write_report(folder)
+    assert {"nudity.csv", "nudity.tex"} <= {path.name for path in (folder / "report").iterdir()}

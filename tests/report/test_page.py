@@ -17,7 +17,9 @@ SNOW = "雪だるま é ß $x_1$ & co, {{ 7 * 7 }}"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(build(tmp_path_factory.mktemp("finished") / "study", labels=True))
+    return write_report(
+        build(tmp_path_factory.mktemp("finished") / "study", labels=True, nudity=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_opens_from_disk_without_an_error_or_a_request(finished: Path, opened) -
         finished.as_uri()
     ]
     assert finished.stat().st_size < 10 * 2**20
-    for figure in ("curves", "plane", "parallel", "cross", "training", "labels"):
+    for figure in ("curves", "plane", "parallel", "cross", "training", "labels", "nudity"):
         assert traces(opened.page, figure), figure
 
 
@@ -60,7 +62,7 @@ def test_every_control_changes_what_is_shown(opened) -> None:
                 arg=[figure, before],
             )
             control.select_option(options[0])
-    box = page.locator("input[data-arm][value='abc_1/cat']")
+    box = page.locator("input[data-group][value='abc_1/cat']")
     assert not any("trial 1" in name for name in traces(page, "curves"))
     box.check()
     page.wait_for_function(
@@ -159,6 +161,34 @@ def test_hostile_and_unusual_names_are_text(tmp_path: Path, open_page) -> None:
     assert "<script>alert" in opened.page.locator("#cross").text_content()
     wide = opened.page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0
+
+
+def test_a_comparison_shows_its_defenses_side_by_side(tmp_path: Path, open_page) -> None:
+    folder = build(tmp_path / "study", rivals=("gift", "esd + imma"), labels=True)
+    opened = open_page(page_of(folder))
+    assert opened.errors == []
+    page = opened.page
+    for figure in ("standings", "curves", "plane", "cross", "training", "labels"):
+        assert traces(page, figure), figure
+    assert {"gift against cat", "esd + imma against cat"} <= set(traces(page, "curves"))
+    page.locator("input[data-group][value='gift']").uncheck()
+    page.wait_for_function(
+        "!document.getElementById('curves').data.some(t => (t.name || '').startsWith('gift'))"
+    )
+    assert "esd + imma against cat" in page.locator("#malicious-grid").inner_text()
+    bands = len(traces(page, "curves"))
+    page.locator("#bands").uncheck()
+    page.wait_for_function(f"document.getElementById('curves').data.length < {bands}")
+    assert page.locator("#standings .errorbars path").count() > 0
+    assert "esd + imma" in page.locator("#verdict table").first.inner_text()
+
+
+def test_a_half_done_comparison_says_so(tmp_path: Path) -> None:
+    folder = build(tmp_path / "study", rivals=("gift", "esd"), finished=False, undone=("esd",))
+    html = render(collect(folder))
+    assert "This study is not finished" in html
+    assert "The defenses have not been scored yet" in html
+    assert "esd against cat: dreambooth on cat, seed 0: not done yet" in html
 
 
 def test_a_half_done_study_says_so(tmp_path: Path, open_page) -> None:

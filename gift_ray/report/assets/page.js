@@ -38,15 +38,19 @@ function ink(layout) {
 }
 
 // ---- figures: a trace is shown when its meta agrees with every control of its figure
-const ticked = () => new Set(all("[data-arm]:checked").map((box) => box.value));
+function ticked() {
+  const groups = new Set(all("[data-group]:checked").map((box) => box.value));
+  return new Set(Object.keys(data.arms).filter((key) => groups.has(data.arms[key].group)));
+}
 
 function wanted(figure) {
   const arms = ticked();
+  const bands = !byId("bands") || byId("bands").checked;
   const chosen = all(`[data-figure="${figure}"]`).map((control) => [control.dataset.field, control.value]);
   return (trace) => {
     const meta = trace.meta || {};
     const agrees = chosen.every(([field, value]) => meta[field] === undefined || meta[field] === value);
-    return agrees && (meta.arm === undefined || arms.has(meta.arm));
+    return agrees && (bands || !meta.band) && (meta.arm === undefined || arms.has(meta.arm));
   };
 }
 
@@ -126,7 +130,7 @@ function showPanel(select) {
   const real = imagesAt(scene.label, "", -1);
   const arms = ticked();
   const rows = real ? [row(scene, "real images (the attacker's)", real[2])] : [];
-  for (const [key, label] of Object.entries(data.arms)) {
+  for (const [key, { label }] of Object.entries(data.arms)) {
     const found = arms.has(key) && imagesAt(scene.label, key, step);
     if (found) rows.push(row(scene, `${label}, step ${found[1]}`, found[2]));
   }
@@ -158,7 +162,7 @@ function showHovered(event) {
   const scenes = data.scenes.filter((s) => s.concept === meta.concept && s.attack === meta.attack);
   const rows = scenes.flatMap((scene) => {
     const found = imagesAt(scene.label, meta.arm, point.x);
-    return found ? [row(scene, `${scene.label}; ${data.arms[meta.arm]}, step ${found[1]}`, found[2])] : [];
+    return found ? [row(scene, `${scene.label}; ${data.arms[meta.arm].label}, step ${found[1]}`, found[2])] : [];
   });
   byId("hovered").replaceChildren(...rows);
 }
@@ -183,7 +187,8 @@ function showTrial(event) {
 
 // ---- begin
 all("[data-figure]").forEach((c) => c.addEventListener("change", () => draw(c.dataset.figure)));
-all("[data-arm]").forEach((box) =>
+if (byId("bands")) byId("bands").addEventListener("change", () => draw("curves"));
+all("[data-group]").forEach((box) =>
   box.addEventListener("change", () => {
     ["curves", "training"].filter((name) => data.figures[name]).forEach(draw);
     showImages();
