@@ -14,7 +14,7 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 FLOORS = (
     {"errors", "builtin", "__init__"},
     {"config", "records", "diffusion", "scoring", "labels", "statistics"},
-    {"models", "gate"},
+    {"models", "gate", "manifest"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,

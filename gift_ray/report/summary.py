@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gift_ray import THREAT_MODEL
 from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
 from gift_ray.records import is_done, provenance
-from gift_ray.report import THREAT_MODEL
 
 
 def summarize(
