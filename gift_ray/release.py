@@ -96,7 +96,9 @@ def model_card(plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any
             )
             for name in MEASURED
         ],
-        **licence,
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
     )
     return ModelCard.from_template(
         metadata,

@@ -6,6 +6,7 @@ then looks: what has to be one in the end follows from what all of them see, who
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -143,7 +144,9 @@ def _log_and_register(
 ) -> str:
     """Upload the folder and make a version of it; returns its number."""
     mlflow.set_tracking_uri(tracker.uri)
-    with mlflow.start_run(run_id=tracker.run_id):
+    with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
+        # An example would be drawn, to tell what the signature tells already.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
         model = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).parent / "served_model.py"),

@@ -6,12 +6,17 @@ import base64
 import hashlib
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import torch
 from mlflow.pyfunc import PythonModel
+
+# MLflow would read type hints of `predict` as a signature, and that has no place for parameters.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class ServedPipeline(PythonModel):
@@ -27,18 +32,17 @@ class ServedPipeline(PythonModel):
         self.pipeline = pipeline.to(where)
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def predict(
-        self, context: Any, model_input: list[str], params: dict[str, Any] | None = None
-    ) -> list[str]:
+    def predict(self, context, model_input, params=None):
         """One base64 PNG for each prompt; the same prompt gives the same image (seed in params)."""
         params = params or {}
         images = []
-        for prompt in model_input:
+        # A list from Python; a table of one column from a server.
+        for prompt in np.asarray(model_input).ravel():
             generator = torch.Generator().manual_seed(int(params.get("seed", 0)))
             steps = int(params.get("num_inference_steps", 25))
             guidance = float(params.get("guidance_scale", 4.0))
             result = self.pipeline(
-                prompt, generator=generator, num_inference_steps=steps, guidance_scale=guidance
+                str(prompt), generator=generator, num_inference_steps=steps, guidance_scale=guidance
             )
             buffer = io.BytesIO()
             result.images[0].save(buffer, format="PNG")

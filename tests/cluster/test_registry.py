@@ -48,6 +48,14 @@ print(json.dumps([asdict(register(tracker, n, Path(f), o, "protocol", {})) for n
 """
 
 
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 @contextmanager
 def serving(command: list[str], url: str) -> Iterator[None]:
     """A server of this environment until the block ends, with every process that it starts."""
@@ -59,13 +67,9 @@ def serving(command: list[str], url: str) -> Iterator[None]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(1200):
+        while not answers(url):
             assert server.poll() is None, "the server ended"
-            try:
-                with urllib.request.urlopen(url, timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.1)
+            time.sleep(0.2)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM)
