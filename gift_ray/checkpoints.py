@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gift_ray.config import ModelConfig
 from gift_ray.errors import ModelError
+from gift_ray.manifest import MANIFEST, verify
 from gift_ray.models import DiffusionModel, folder_hash, load_unet, locate, unet_of_single_file
 from gift_ray.records import digest, file_hash
 
@@ -52,9 +53,11 @@ def with_checkpoint(base: DiffusionModel, name: str) -> DiffusionModel:
 
     Raises:
         ModelError: unknown, missing or misshapen tensors, by name; non-finite values; a delta that was
-            taken from another base; pickled code.
+            taken from another base; pickled code; a released folder that is not as its manifest says.
     """
     path = locate_checkpoint(name)
+    if (path / MANIFEST).exists():
+        verify(path)
     if path.is_dir():
         loaded = DiffusionModel.load(ModelConfig(pretrained_model_name_or_path=str(path)))
         weights = dict(loaded.unet.state_dict())

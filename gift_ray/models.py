@@ -496,11 +496,11 @@ def locate(config: ModelConfig) -> Path:
 
 
 def snapshot(name: str, revision: str | None, field: str) -> Path:
-    """Download (or find in the cache) a hub repository's safetensors and configuration files."""
+    """Download (or find in the cache) a hub repository's safetensors, configuration, card and licence."""
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.txt", "*.safetensors"]
+        patterns = ["*.json", "*.txt", "*.safetensors", "README.md", "LICENSE*"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         detail = " ".join(str(error).split())[:200]

@@ -14,7 +14,7 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 FLOORS = (
     {"errors", "builtin", "__init__"},
     {"config", "records", "diffusion", "parallel", "scoring", "labels", "statistics"},
-    {"models", "merge", "gate"},
+    {"models", "merge", "gate", "manifest"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,

@@ -16,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from gift_ray.report import THREAT_MODEL, figures, papers, pictures
+from gift_ray import THREAT_MODEL
+from gift_ray.report import figures, papers, pictures
 from gift_ray.report.collect import EXPLICIT, RECOVERY, Problem, Study, collect
 
 PAGE = "report.html"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from gift_ray import THREAT_MODEL
 from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
 from gift_ray.records import is_done, provenance
-from gift_ray.report import THREAT_MODEL
 
 
 def summarize(

@@ -1,23 +1,43 @@
-"""The model registry: a model that passed the gate, registered once, with what proves it."""
+"""The model registry: a model that passed the gate, registered once, with what proves it.
+
+MLflow has no lock and no unique tag, and several drivers may write at once. So each writes first and
+then looks: what has to be one in the end follows from what all of them see, whoever looks last.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from gift_ray.models import folder_hash
+from gift_ray.manifest import verify
 from gift_ray.tracking.tracker import Tracker
 
 MANIFEST = "gift_ray.manifest"
 OBJECTIVE = "gift_ray.objective"
 PROTOCOL = "gift_ray.protocol"
+# A version that was held against the champion: from then on only people move the alias to or from it.
+SETTLED = "gift_ray.settled"
 REQUIREMENTS = ["mlflow>=3.13,<3.18", "torch>=2.13,<2.15", "diffusers>=0.42,<0.43",
                 "transformers>=5.23,<6", "safetensors>=0.8,<1"]  # fmt: skip
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema([ColSpec("string")]),
+    params=ParamSchema([
+        ParamSpec("seed", "long", 0),
+        ParamSpec("num_inference_steps", "long", 25),
+        ParamSpec("guidance_scale", "double", 4.0),
+    ]),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,62 +59,102 @@ def register(
     protocol: str,
     tags: Mapping[str, str],
 ) -> Registered:
-    """Register a diffusers folder under `name`, once for the same content and protocol.
+    """Register a released folder under `name`, once for the same manifest.
 
     The alias `candidate` moves to it; `champion` too when its objective beats the present champion's
     under the same protocol, or when there is none.
+
+    Raises:
+        ModelError: the folder is not as its manifest says.
     """
-    manifest = f"{folder_hash(folder)[:32]}-{protocol[:16]}"
-    client = tracker.client
-    version = _version_of(tracker, name, manifest)
-    is_new = version is None
-    if version is None:
-        version = _log_and_register(tracker, name, folder)
-        marks = {MANIFEST: manifest, OBJECTIVE: repr(objective), PROTOCOL: protocol, **tags}
-        for key, value in marks.items():
-            client.set_model_version_tag(name, version.version, key, value)
-        client.set_registered_model_alias(name, "candidate", version.version)
-    if _beats_champion(tracker, name, version, objective, protocol):
-        client.set_registered_model_alias(name, "champion", version.version)
-    champion = _champion(tracker, name)
-    is_champion = champion is not None and str(champion.version) == str(version.version)
-    return Registered(
-        name, str(version.version), f"models:/{name}/{version.version}", is_champion, is_new
-    )
+    client, manifest = tracker.client, verify(folder)
+    settled = {str(v.version) for v in _versions(client, name) if SETTLED in v.tags}
+    made = ""
+    if not _of_manifest(client, name, manifest):
+        marks = {MANIFEST: manifest, OBJECTIVE: repr(objective), PROTOCOL: protocol}
+        made = _log_and_register(tracker, name, folder, manifest, {**tags, **marks})
+    version = str(_only_version(client, name, manifest).version)
+    if version == made:
+        client.set_registered_model_alias(name, "candidate", version)
+    if version not in settled:
+        _promote(client, name, protocol, settled)
+        client.set_model_version_tag(name, version, SETTLED, "true")
+    champion = _champion(client, name)
+    is_champion = champion is not None and str(champion.version) == version
+    return Registered(name, version, f"models:/{name}/{version}", is_champion, version == made)
 
 
-def _version_of(tracker: Tracker, name: str, manifest: str) -> ModelVersion | None:
-    found = tracker.client.search_model_versions(f"name = '{name}'")
-    return next((v for v in found if v.tags.get(MANIFEST) == manifest), None)
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    return list(client.search_model_versions(f"name = '{name}'"))
 
 
-def _log_and_register(tracker: Tracker, name: str, folder: Path) -> ModelVersion:
-    mlflow.set_tracking_uri(tracker.uri)
-    with mlflow.start_run(run_id=tracker.run_id):
-        model = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).parent / "served_model.py"),
-            artifacts={"pipeline": str(folder)},
-            pip_requirements=REQUIREMENTS,
-        )
-    # start_run ended the parent; it goes on until the study is written.
-    tracker.client.update_run(tracker.run_id, status="RUNNING")
-    return mlflow.register_model(model.model_uri, name)
+def _of_manifest(client: MlflowClient, name: str, manifest: str) -> list[ModelVersion]:
+    """All versions of one content, the oldest first."""
+    same = [v for v in _versions(client, name) if v.tags.get(MANIFEST) == manifest]
+    return sorted(same, key=lambda v: int(v.version))
 
 
-def _champion(tracker: Tracker, name: str) -> ModelVersion | None:
+def _only_version(client: MlflowClient, name: str, manifest: str) -> ModelVersion:
+    """The oldest version of one content; younger ones, of drivers that raced, are deleted.
+
+    A version is created with its tags, under a number above all others: whoever came second sees the
+    first, and all agree on which one that is.
+    """
+    first, *others = _of_manifest(client, name, manifest)
+    for other in others:
+        # Another driver may have deleted it meanwhile.
+        with suppress(MlflowException):
+            client.delete_model_version(name, other.version)
+    return first
+
+
+def _promote(client: MlflowClient, name: str, protocol: str, settled: set[str]) -> None:
+    """Move `champion` to the best of the versions that nobody had settled when this driver came.
+
+    Looks again after each move, since another driver may have moved it from a better one meanwhile.
+    """
+    while True:
+        champion = _champion(client, name)
+        rivals = [
+            v
+            for v in _versions(client, name)
+            if str(v.version) not in settled and v.tags.get(PROTOCOL) == protocol
+        ]
+        best = max(rivals, key=lambda v: (float(v.tags[OBJECTIVE]), -int(v.version)))
+        if champion is not None and not _beats(best, champion):
+            return
+        client.set_registered_model_alias(name, "champion", best.version)
+
+
+def _beats(version: ModelVersion, champion: ModelVersion) -> bool:
+    # Scores under different protocols can't be compared: the champion then stays.
+    same = champion.tags.get(PROTOCOL) == version.tags[PROTOCOL]
+    return same and float(version.tags[OBJECTIVE]) > float(champion.tags[OBJECTIVE])
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
     try:
-        return tracker.client.get_model_version_by_alias(name, "champion")
+        return client.get_model_version_by_alias(name, "champion")
     except MlflowException:
         return None
 
 
-def _beats_champion(
-    tracker: Tracker, name: str, version: ModelVersion, objective: float, protocol: str
-) -> bool:
-    champion = _champion(tracker, name)
-    if champion is None:
-        return True
-    # Scores under different protocols can't be compared: the champion then stays.
-    same = champion.tags.get(PROTOCOL) == protocol
-    return same and objective > float(champion.tags.get(OBJECTIVE, "inf"))
+def _log_and_register(
+    tracker: Tracker, name: str, folder: Path, manifest: str, tags: dict[str, str]
+) -> str:
+    """Upload the folder and make a version of it; returns its number."""
+    mlflow.set_tracking_uri(tracker.uri)
+    with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
+        # An example would be drawn, to tell what the signature tells already.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
+        model = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).parent / "served_model.py"),
+            artifacts={"pipeline": str(folder)},
+            model_config={"manifest": manifest},
+            signature=SIGNATURE,
+            pip_requirements=REQUIREMENTS,
+        )
+    # start_run ended the parent; it goes on until the study is written.
+    tracker.client.update_run(tracker.run_id, status="RUNNING")
+    return str(mlflow.register_model(model.model_uri, name, tags=tags).version)

@@ -9,7 +9,6 @@ from PIL import Image
 
 from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import PARENT, Tracker
 
 pytestmark = pytest.mark.timeout(300)
@@ -109,26 +108,3 @@ def test_unreachable_server_is_one_line(tmp_path, tiny_config):
     config = study(tmp_path, tiny_config, tracking_uri="http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="tracking_uri"):
         Tracker(config, "f")
-
-
-def test_same_model_is_registered_once(tracker, tiny_folder):
-    one = register(tracker, "m", tiny_folder, 0.5, "protocol", {"concepts": "cat"})
-    two = register(tracker, "m", tiny_folder, 0.5, "protocol", {"concepts": "cat"})
-    assert (one.version, one.is_new, one.champion) == ("1", True, True)
-    assert (two.version, two.is_new, two.champion) == ("1", False, True)
-    assert tracker.client.get_model_version("m", "1").tags["concepts"] == "cat"
-
-
-def test_only_a_better_model_under_the_same_protocol_becomes_champion(
-    tracker, tiny_folder, tmp_path_factory
-):
-    from tiny import make_pipeline
-
-    register(tracker, "c", tiny_folder, 0.5, "protocol", {})
-    others = [tmp_path_factory.mktemp("other") / str(seed) for seed in (1, 2, 3)]
-    for seed, folder in enumerate(others, 1):
-        make_pipeline(folder, seed=seed)
-    assert not register(tracker, "c", others[0], 0.4, "protocol", {}).champion
-    assert not register(tracker, "c", others[1], 0.9, "another protocol", {}).champion
-    assert register(tracker, "c", others[2], 0.6, "protocol", {}).champion
-    assert str(tracker.client.get_model_version_by_alias("c", "candidate").version) == "4"

@@ -36,6 +36,11 @@ SMALL = [
     "gate.min_retention=0",
 ]
 
+HELD_OUT = (
+    "confirm={seeds: [5], attacks: [{name: dreambooth, learning_rate: 3e-4, max_train_steps: 10, "
+    "train_batch_size: 4, num_evaluations: 3}]}"
+)
+
 
 def sweep(output: Path, *extra: str, submit: bool = False) -> subprocess.CompletedProcess[str]:
     prefix = ["jobs/submit.py"] if submit else []
@@ -147,9 +152,25 @@ class TestSweep:
         (path,) = study.glob("attack-*.json")
         assert json.loads(path.read_text())["scorecard"] == chosen["scorecard"]
 
-    def test_gate_that_nobody_meets_exits_3_with_the_reason(self, finished):
+    def test_unseen_attacks_decide_at_the_gate_which_refuses_with_exit_3_and_the_reason(
+        self, finished
+    ):
         study, _ = finished
-        refused = sweep(study.parent, "gate.min_resistance=1", "gate.min_retention=1")
-        assert refused.returncode == 3
-        assert "gate" in refused.stderr
-        assert "is under" in refused.stderr
+        trained = {p: p.stat().st_mtime_ns for p in study.glob("steps/immunize-*/record.json")}
+        refused = sweep(study.parent, "gate.min_resistance=1", "gate.min_retention=1", HELD_OUT)
+        assert refused.returncode == 3, refused.stdout[-2000:] + refused.stderr[-2000:]
+        assert "is under gate.min_resistance 1.0" in refused.stderr
+        assert "by dreambooth/5/" in refused.stderr
+        # The weights that were found are confirmed: nothing is searched or trained again.
+        again = {p: p.stat().st_mtime_ns for p in study.glob("steps/immunize-*/record.json")}
+        assert again == trained
+        (model,) = json.loads((study / "summary.json").read_text())["chosen"]
+        bias = model["objective"] - model["confirmed"]["objective"]
+        assert model["selection_bias"]["objective"] == pytest.approx(bias)
+        client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
+        (experiment,) = [e for e in client.search_experiments() if e.name == "demo"]
+        query = "metrics.`selection_bias/weapon_ cat/objective` > -2"
+        (parent,) = client.search_runs([experiment.experiment_id], query)
+        assert parent.data.metrics["confirmed/weapon_ cat/objective"] == pytest.approx(
+            model["confirmed"]["objective"]
+        )

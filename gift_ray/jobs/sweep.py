@@ -36,7 +36,7 @@ from gift_ray.plan import (
     verdict_id,
 )
 from gift_ray.records import digest, write_json_atomic
-from gift_ray.release import export
+from gift_ray.release import export, registry_tags
 from gift_ray.report.outline import write_study, write_trial
 from gift_ray.report.page import write_report
 from gift_ray.report.series import attack_series
@@ -167,17 +167,11 @@ def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
     finalist, card = judgement.finalist, judgement.card
     assert card is not None, "what was not measured does not pass"
     layout, arm, config = finalist.plan, finalist.arm, finalist.plan.config
-    folder = export(layout, arm, card, dict(finalist.values), config.study_dir)
+    folder = export(layout, arm, card, finalist.values, config.study_dir)
     name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
     if len(layout.defended) > 1:
         name += "-" + slug("-".join(arm.malicious))
-    tags = {
-        "concepts": ", ".join(arm.malicious),
-        "defense": config.defense.title,
-        "fingerprint": arm.immunize.fingerprint,
-        "resistance": f"{card.resistance:.4f}",
-        "retention": f"{card.retention:.4f}",
-    }
+    tags = registry_tags(layout, arm, card)
     version = register(tracker, name, folder, card.objective, verdict_id(config), tags)
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")

@@ -1,0 +1,34 @@
+"""What the gate says of every arm of a finished benchmark, and of a search that had seen its first attack only.
+
+    python benchmarks/gate.py configs/builtin/unsafe.yaml [key=value ...]
+
+Reads records, computes nothing: jobs/benchmark.py has to have finished with the same configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gift_ray import comparison
+from gift_ray.gate import refusals
+from gift_ray.plan import Plan, load_study, scorecard
+
+
+def rows(plans: dict[str, Plan]) -> list[str]:
+    """A line for each released model: its scores and every reason against it."""
+    found = []
+    for name, layout in plans.items():
+        for arm in layout.defended:
+            card = scorecard(layout, arm, layout.config.study_dir)
+            reasons = "; ".join(refusals(card, layout.config.gate)) or "passes"
+            found.append(f"{name:24} resistance {card.resistance:.3f}  retention {card.retention:.3f}  "
+                         f"worst {card.worst_retention:.3f}  {reasons}")  # fmt: skip
+    return found
+
+
+if __name__ == "__main__":
+    study = load_study(sys.argv[1], sys.argv[2:])
+    print(f"gate: {study.gate}")
+    first = study.model_copy(update={"attacks": study.attacks[:1], "seeds": study.seeds[:1]})
+    for title, seen in (("first attack, first seed", first), ("all attacks and seeds", study)):
+        print(f"\n{title}", *rows(comparison.layouts(seen)), sep="\n")
