@@ -6,11 +6,12 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -22,23 +23,20 @@ VERDICT = ("objective", "resistance", "retention")
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
 
-def job_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every job on a study takes."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="a study, as configs/demo.yaml")
-    parser.add_argument(
+def job_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Action, argparse.Action]:
+    """Add the arguments that every job on a study takes; returns those of the study and its overrides."""
+    config = parser.add_argument("config", help="a study, as configs/demo.yaml")
+    overrides = parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    return parser
+    return config, overrides
 
 
-def run_job(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
-    """Parse the arguments, run the job, and turn its end into an exit code."""
+def run_job(main: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a job, and turn its end into an exit code."""
     try:
-        return main(parser.parse_intermixed_args())
+        return main(arguments)
     except GiftError as error:
         for line in error.mistakes:
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
@@ -137,6 +135,16 @@ def verdict(card: dict[str, Any]) -> Table:
         table.add_row(f"retention: {name}", f"{value:.3f}", "")
     table.add_row("retention", f"{card['retention']:.3f}", f"worst {card['worst_retention']:.3f}")
     return table
+
+
+def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows of one shape; the columns are their keys."""
+    found = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ("nothing",):
+        found.add_column(name, overflow="fold")
+    for row in rows:
+        found.add_row(*(escape(value) for value in row.values()))
+    return found
 
 
 def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:
