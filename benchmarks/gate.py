@@ -1,4 +1,4 @@
-"""What the gate says of every arm of a finished benchmark, and of a search that had seen its first attack only.
+"""What the gate says of every arm of a finished benchmark, and what it would say had it seen one attack.
 
     python benchmarks/gate.py configs/builtin/unsafe.yaml [key=value ...]
 

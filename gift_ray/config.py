@@ -595,16 +595,16 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
         field = model.model_fields.get(key) if hasattr(model, "model_fields") else None
         if field is None:
             return []
-        model = _inner_model(field.annotation)
+        model = part_of(field.annotation)
     return list(model.model_fields) if hasattr(model, "model_fields") else []
 
 
-def _inner_model(annotation: Any) -> Any:
+def part_of(annotation: Any) -> Any:
     """The model inside `tuple[Model, ...]`, `Model | None`, `dict[str, Model]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _inner_model(inner)
+        found = part_of(inner)
         if found is not None:
             return found
     return None

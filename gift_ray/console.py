@@ -7,12 +7,13 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,13 +25,16 @@ VERDICT = ("objective", "resistance", "retention")
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
 
-def job_parser(description: str, *, runs: bool = True) -> argparse.ArgumentParser:
-    """The arguments that every job on a study takes; `runs` if it runs the study's units."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="a study, as configs/demo.yaml")
-    parser.add_argument(
+def job_arguments(
+    parser: argparse.ArgumentParser, *, runs: bool = True
+) -> tuple[argparse.Action, argparse.Action]:
+    """Add the arguments that every job on a study takes; returns those of the study and its overrides.
+
+    Args:
+        runs: whether the job runs the study's units.
+    """
+    config = parser.add_argument("config", help="a study, as configs/demo.yaml")
+    overrides = parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, as defense.beta=0.3"
     )
     if runs:
@@ -39,12 +43,11 @@ def job_parser(description: str, *, runs: bool = True) -> argparse.ArgumentParse
             "--progress", choices=("text", "json"), default="text",
             help="json: one JSON object an event on standard output, all else on standard error",
         )  # fmt: skip
-    return parser
+    return config, overrides
 
 
-def run_job(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
-    """Parse the arguments, run the job, and turn its end into an exit code."""
-    arguments = parser.parse_intermixed_args()
+def run_job(main: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a job, and turn its end into an exit code."""
     if getattr(arguments, "progress", "text") == "json":
         console.stderr = LiveProgress.as_json = True
     try:
@@ -225,6 +228,16 @@ def verdict(card: dict[str, Any]) -> Table:
         table.add_row(f"retention: {name}", f"{value:.3f}", "")
     table.add_row("retention", f"{card['retention']:.3f}", f"worst {card['worst_retention']:.3f}")
     return table
+
+
+def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows of one shape; the columns are their keys."""
+    found = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ("nothing",):
+        found.add_column(name, overflow="fold")
+    for row in rows:
+        found.add_row(*(escape(value) for value in row.values()))
+    return found
 
 
 def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from gift_ray import data, plugins, stages
 from gift_ray.checkpoints import save_delta
@@ -18,7 +18,6 @@ from gift_ray.plan import Arm, Plan, Step
 from gift_ray.records import is_done
 
 Format = Literal["diffusers", "delta", "lora", "kohya"]
-FORMATS: tuple[str, ...] = get_args(Format)
 
 
 class _Forgetful(stages.Journal):

@@ -23,6 +23,8 @@ FLOORS = (
     {"console", "report", "tracking", "cluster", "release", "exports", "comparison", "confirm"},
     {"multi_concept"},
     {"jobs"},
+    {"cli"},
+    {"scripts"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # Heavy library -> the only places that may import it. The served model runs where gift_ray is not
@@ -54,7 +56,7 @@ def imports(file: Path) -> set[str]:
 def part(file: Path) -> str:
     """The module or package of the house that a file belongs to."""
     path = file.relative_to(ROOT)
-    return "jobs" if path.parts[0] == "jobs" else Path(path.parts[1]).stem
+    return "scripts" if path.parts[0] == "jobs" else Path(path.parts[1]).stem
 
 
 def own(names: set[str]) -> set[str]:

@@ -1,6 +1,6 @@
 """Attack anyone's checkpoint and score it: what an attacker regains, what honest users have lost.
 
-    python jobs/attack.py configs/demo.yaml --model CHECKPOINT [key=value ...] [--dry-run]
+    gift-ray attack configs/demo.yaml --model CHECKPOINT [key=value ...] [--dry-run]
 
 CHECKPOINT: a hub id, a diffusers folder, a single .safetensors, or a delta of the study's base model
 (ESD and UCE as .safetensors, IMMA and MIMA as .pt). The study gives concepts, attacks and measures.
@@ -9,7 +9,6 @@ CHECKPOINT: a hub id, a diffusers folder, a single .safetensors, or a delta of t
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config import DefenseConfig, StudyConfig
-from gift_ray.console import LiveProgress, job_parser, run_job, say
+from gift_ray.console import LiveProgress, say
 from gift_ray.plan import check_data, load_study, scorecard
 from gift_ray.records import write_json_atomic
 from gift_ray.report.outline import write_comparison
@@ -71,9 +70,3 @@ def against(config: StudyConfig, model: str) -> StudyConfig:
             "concepts": config.concepts.model_copy(update={"mode": "joint"}),
         }
     )
-
-
-if __name__ == "__main__":
-    parser = job_parser(__doc__ or "")
-    parser.add_argument("--model", required=True, help="the checkpoint to attack")
-    sys.exit(run_job(main, parser))

@@ -1,6 +1,6 @@
 """Every defense of a study under every attack, side by side: scores, tables and curves.
 
-    python jobs/benchmark.py configs/builtin/objects.yaml [key=value ...] [--dry-run]
+    gift-ray benchmark configs/builtin/objects.yaml [key=value ...] [--dry-run]
     ray job submit -- python jobs/benchmark.py configs/paper/objects.yaml
 
 The arms are the undefended model, the study's `defense` and its `rivals`. Running it again continues.
@@ -9,7 +9,6 @@ The arms are the undefended model, the study's `defense` and its `rivals`. Runni
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,7 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
-from gift_ray.console import LiveProgress, job_parser, run_job, say
+from gift_ray.console import LiveProgress, say
 from gift_ray.plan import Plan, Step, check_data, load_study
 from gift_ray.records import write_json_atomic
 from gift_ray.report.curves import draw_curves
@@ -109,7 +108,3 @@ def write_tables(
     for table in shown.values():
         console.console.print(comparison.as_text(table, "md"), markup=False)
     return shown
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(main, job_parser(__doc__ or "")))

@@ -1,6 +1,6 @@
 """Immunize with one setting, attack the result and say what it is worth: no search, no registry.
 
-    python jobs/immunize.py configs/builtin/multi_concept.yaml concepts.mode=joint [key=value ...]
+    gift-ray immunize configs/builtin/multi_concept.yaml concepts.mode=joint [key=value ...]
     ray job submit -- python jobs/immunize.py CONFIG --matrix
 
 `concepts.mode`: per_concept (a model for each malicious concept), joint (one trained against all), or
@@ -10,7 +10,6 @@ merge (one merged from those for each). --matrix attacks every model with every 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.comparison import as_text
-from gift_ray.console import LiveProgress, job_parser, run_job, say
+from gift_ray.console import LiveProgress, say
 from gift_ray.multi_concept import cost, matrix, standing
 from gift_ray.plan import Plan, check_data, load_study, plan, scorecard
 from gift_ray.records import write_json_atomic
@@ -70,11 +69,3 @@ def write_results(layout: Plan, study_dir: Path) -> None:
     found = {**row, "matrix": table.astype(object).where(table.notna(), None).to_dict("records")}
     write_json_atomic(path, {**found, "models": models})
     say(f"summary      {path}")
-
-
-if __name__ == "__main__":
-    parser = job_parser(__doc__ or "")
-    parser.add_argument(
-        "--matrix", action="store_true", help="attack every model with every malicious concept"
-    )
-    sys.exit(run_job(main, parser))

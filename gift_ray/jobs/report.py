@@ -1,6 +1,6 @@
 """Write a study's report anew from its records: one offline HTML page, and figures and tables for papers.
 
-    python jobs/report.py runs/demo [--images none]
+    gift-ray report runs/demo [--images none]
 
 A study that is still running, or was stopped, has a report too; it says what is missing. The pages of its
 benchmark and of attacked checkpoints, which lie in folders of their own, are written with it.
@@ -9,11 +9,9 @@ benchmark and of attacked checkpoints, which lie in folders of their own, are wr
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from gift_ray import console
-from gift_ray.console import run_job
 from gift_ray.report.page import write_report
 
 
@@ -24,17 +22,3 @@ def main(arguments: argparse.Namespace) -> int:
     for folder in folders:
         console.say(f"report       {write_report(folder, arguments.images)}")
     return console.OK
-
-
-def parser() -> argparse.ArgumentParser:
-    """One study's folder, and which images may be shown."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("study", help="a study's folder, as runs/demo")
-    arguments.add_argument(
-        "--images", choices=("all", "safe_only", "none"), help="default: the study's report.images"
-    )
-    return arguments
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(main, parser()))

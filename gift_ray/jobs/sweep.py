@@ -1,6 +1,6 @@
 """Search a study's options for the best trade-off, track every trial, register what passes the gate.
 
-    python jobs/sweep.py configs/demo.yaml [key=value ...] [--dry-run]
+    gift-ray sweep configs/demo.yaml [key=value ...] [--dry-run]
     ray job submit -- python jobs/sweep.py configs/demo.yaml
 
 Running it again continues where it was; what is finished is not computed again.
@@ -9,7 +9,6 @@ Running it again continues where it was; what is finished is not computed again.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +21,7 @@ from gift_ray.cluster.search import Trial, search
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.confirm import Judgement, finalists, held_out, judge
-from gift_ray.console import VERDICT, LiveProgress, job_parser, leaderboard, run_job, say
+from gift_ray.console import VERDICT, LiveProgress, leaderboard, say
 from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.plan import (
     Arm,
@@ -199,7 +198,3 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
     say(f"summary      {summary}")
     say(f"report       {report}")
     say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(main, job_parser(__doc__ or "")))

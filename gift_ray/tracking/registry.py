@@ -20,13 +20,15 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from gift_ray.manifest import verify
-from gift_ray.tracking.tracker import Tracker
+from gift_ray.tracking.tracker import Tracker, require_reachable
 
 MANIFEST = "gift_ray.manifest"
 OBJECTIVE = "gift_ray.objective"
 PROTOCOL = "gift_ray.protocol"
 # A version that was held against the champion: from then on only people move the alias to or from it.
 SETTLED = "gift_ray.settled"
+# Of a version's tags, what people want to see in a row.
+TOLD = ("concepts", "defense", "objective", "resistance", "retention", "worst_retention")
 REQUIREMENTS = ["mlflow>=3.13,<3.18", "torch>=2.13,<2.15", "diffusers>=0.42,<0.43",
                 "transformers>=5.23,<6", "safetensors>=0.8,<1"]  # fmt: skip
 SIGNATURE = ModelSignature(
@@ -82,6 +84,30 @@ def register(
     champion = _champion(client, name)
     is_champion = champion is not None and str(champion.version) == version
     return Registered(name, version, f"models:/{name}/{version}", is_champion, version == made)
+
+
+def registered(uri: str) -> list[dict[str, str]]:
+    """Every registered version, the newest of each model first: a row for people.
+
+    Raises:
+        ConfigError: the server does not answer.
+    """
+    require_reachable(uri)
+    client = MlflowClient(uri)
+    rows = []
+    for model in client.search_registered_models():
+        for version in sorted(_versions(client, model.name), key=lambda v: -int(v.version)):
+            names = [
+                alias
+                for alias, number in model.aliases.items()
+                if str(number) == str(version.version)
+            ]
+            told = {name: version.tags.get(name, "") for name in TOLD}
+            rows.append(
+                {"model": model.name, "version": str(version.version), "aliases": ", ".join(names),
+                 **told, "protocol": version.tags.get(PROTOCOL, "")[:8], "run": str(version.run_id)}
+            )  # fmt: skip
+    return rows
 
 
 def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:

@@ -35,7 +35,7 @@ def tracking_uri(config: StudyConfig) -> str:
     return config.tracking.tracking_uri or f"sqlite:///{config.study_dir / 'mlflow.db'}"
 
 
-def _require_reachable(uri: str) -> None:
+def require_reachable(uri: str) -> None:
     """Ask a server once: MLflow's own client would try for minutes before it says no."""
     if not uri.startswith("http"):
         return
@@ -64,7 +64,7 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.config = config
         self.uri = tracking_uri(config)
-        _require_reachable(self.uri)
+        require_reachable(self.uri)
         mlflow.set_tracking_uri(self.uri)
         self.client = MlflowClient(self.uri)
         config.study_dir.mkdir(parents=True, exist_ok=True)

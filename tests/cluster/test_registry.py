@@ -23,10 +23,11 @@ from mlflow import MlflowClient
 from PIL import Image
 from tiny import make_pipeline
 
+from gift_ray.cli import main
 from gift_ray.config import StudyConfig
 from gift_ray.errors import ModelError
 from gift_ray.manifest import seal
-from gift_ray.tracking.registry import register
+from gift_ray.tracking.registry import register, registered
 from gift_ray.tracking.tracker import Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -190,6 +191,21 @@ def test_only_a_better_model_under_the_same_protocol_becomes_champion(
     assert register(tracker, "better", folders[3], 0.6, "protocol", {}).champion
     candidate = tracker.client.get_model_version_by_alias("better", "candidate")
     assert str(candidate.version) == "4"
+
+
+def test_what_is_registered_is_listed_with_scores_and_aliases(
+    server: str, tracker: Tracker, folders: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, score in ((folders[0], 0.5), (folders[1], 0.4)):
+        tags = {"concepts": "cat", "resistance": f"{score:.4f}"}
+        register(tracker, "listed", folder, score, "protocol", tags)
+    rows = [row for row in registered(server) if row["model"] == "listed"]
+    assert [(r["version"], r["aliases"], r["resistance"]) for r in rows] == [
+        ("2", "candidate", "0.4000"),
+        ("1", "champion", "0.5000"),
+    ]
+    assert main(["models", "--tracking-uri", server]) == 0
+    assert "listed" in capsys.readouterr().out
 
 
 def test_a_champion_that_a_person_chose_is_not_passed_over_for_an_old_one(

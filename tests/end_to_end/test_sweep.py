@@ -16,6 +16,8 @@ from diffusers import DiffusionPipeline
 from mlflow import MlflowClient
 from PIL import Image
 
+from gift_ray.cli import main
+
 ROOT = Path(__file__).parents[2]
 # The demo, shrunk: one model against both concepts, few steps, every kind of unit still there.
 SMALL = [
@@ -87,6 +89,13 @@ class TestSweep:
             "report.html",
         ):
             assert word in done.stdout
+
+    def test_the_command_shows_the_study(self, finished, capsys):
+        study, _ = finished
+        assert main(["show", str(study)]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "leaderboard" in text
+        assert "models:/gift-ray-demo/1" in text
 
     def test_report_shows_every_trial_and_its_run(self, finished):
         study, _ = finished

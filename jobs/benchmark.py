@@ -1,0 +1,8 @@
+"""`gift-ray benchmark` as a script, for `ray job submit`: see gift_ray/jobs/benchmark.py."""
+
+import sys
+
+from gift_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""`gift-ray report` as a script, for `ray job submit`: see gift_ray/jobs/report.py."""
+
+import sys
+
+from gift_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["report", *sys.argv[1:]]))
