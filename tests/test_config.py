@@ -145,6 +145,7 @@ def test_all_mistakes_are_told_at_once(write: Any, study: dict[str, Any]) -> Non
             {"concepts": {"malicious": STUDY["concepts"]["malicious"] * 2}},
             "concept name 'cat' is used twice",
         ),
+        ({"cluster": {"workers_per_immunization": 2, "under_train": []}}, "add immunize to"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(

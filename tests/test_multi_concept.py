@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+import yaml
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from test_plan import raw, run, study
 from torch import Tensor
@@ -18,6 +23,7 @@ from gift_ray.records import read_record
 
 __all__ = ["raw"]
 
+ROOT = Path(__file__).parent.parent
 POLISHED = {"concepts__mode": "merge", "concepts__merge__polish_steps": 2}
 NEIGHBORS = {"concepts__malicious__1__neighbors": ["a house", "zzzz"]}
 
@@ -28,10 +34,11 @@ def finished(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Plan], Path]:
     """per_concept with its matrix, and a polished merge of the same models."""
-    study_dir = tmp_path_factory.mktemp("study")
+    study_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    place = NEIGHBORS | {"output_dir": str(study_dir.parent)}
     plans = {
-        "per_concept": plan(study(raw, **NEIGHBORS), matrix=True),
-        "merge": plan(study(raw, **NEIGHBORS, **POLISHED)),
+        "per_concept": plan(study(raw, **place), matrix=True),
+        "merge": plan(study(raw, **place, **POLISHED)),
     }
     for layout in plans.values():
         run(layout.steps(), study_dir)
@@ -108,3 +115,31 @@ def test_polishing_starts_from_the_merged_weights(finished: tuple[dict[str, Plan
     assert 0 < moved < 1e-4
     log = pd.read_parquet(merge.folder(study_dir) / "training.parquet")
     assert {"condition", "missed/0", "missed/1"} <= set(log.columns)
+
+
+@pytest.mark.slow
+def test_the_job_says_what_each_way_is_worth_and_leaves_its_models(
+    finished: tuple[dict[str, Plan], Path], tmp_path: Path
+) -> None:
+    """jobs/immunize.py on a real Ray; the units are done, and it must find them done."""
+    plans, study_dir = finished
+    for mode, flags in (("per_concept", ["--matrix"]), ("merge", [])):
+        layout = plans[mode]
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump(layout.config.model_dump(mode="json")))
+        done = subprocess.run(
+            [sys.executable, "jobs/immunize.py", str(file), *flags],
+            cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert " done " not in done.stdout, "a finished unit was computed again"
+        summary = json.loads((study_dir / f"immunize-{mode}.json").read_text())
+        expected = standing(layout, study_dir) | cost(layout, study_dir)
+        assert {name: summary[name] for name in expected} == pytest.approx(expected)
+        assert len(summary["matrix"]) == len(matrix(layout, study_dir))
+        assert f"{expected['worst resistance']:.3f}" in done.stdout
+        for arm, model in zip(layout.defended, summary["models"], strict=True):
+            assert model["concepts"] == list(arm.malicious)
+            released = DiffusionPipeline.from_pretrained(model["folder"]).unet.state_dict()
+            weights = load_file(arm.immunize.folder(study_dir) / "unet.safetensors")
+            assert all(torch.equal(released[name], weights[name]) for name in weights)
