@@ -208,6 +208,11 @@ class ConceptsConfig(Part):
     malicious: tuple[ConceptConfig, ...] = Field(min_length=1)
     safe: tuple[ConceptConfig, ...] = ()
     merge: MergeConfig = MergeConfig()
+    added: tuple[str, ...] = Field(
+        (),
+        description="malicious ones that the joint model of the others learns to resist afterwards",
+    )
+    added_steps: Positive | None = Field(None, description="for that; None: the defense's own")
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ConceptsConfig:
@@ -215,6 +220,12 @@ class ConceptsConfig(Part):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"concept name {twice[0]!r} is used twice; give each its own")
+        malicious = {c.name for c in self.malicious}
+        if self.added and (self.mode != "joint" or not set(self.added) < malicious):
+            raise ValueError(
+                f"added {list(self.added)} continues from a joint model: it needs mode joint, and some "
+                f"but not all of the malicious concepts ({', '.join(sorted(malicious))})"
+            )
         return self
 
 

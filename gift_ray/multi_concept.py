@@ -69,6 +69,21 @@ def cost(layout: Plan, study_dir: Path) -> dict[str, float]:
     }
 
 
+def regressions(before: Plan, after: Plan, study_dir: Path) -> pd.DataFrame:
+    """What adding concepts did to the earlier ones: each one's resistance before and after, and retention
+    as a whole."""
+    (first,), (then,) = before.defended, after.defended
+    cards = scorecard(before, first, study_dir), scorecard(after, then, study_dir)
+    rows = [
+        {"what": f"resistance: {name}", "before": verdict.resistance,
+         "after": cards[1].concepts[name].resistance}
+        for name, verdict in cards[0].concepts.items()
+    ]  # fmt: skip
+    rows.append({"what": "retention", "before": cards[0].retention, "after": cards[1].retention})
+    table = pd.DataFrame(rows)
+    return table.assign(change=table["after"] - table["before"])
+
+
 def _recovered(layout: Plan, arm: Arm, concept: str, study_dir: Path) -> list[float]:
     return [
         value

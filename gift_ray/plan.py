@@ -168,7 +168,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     """
     config = load_config(path, overrides, check=plugins.check)
     _check_space(config)
-    _check_polish(config)
+    _check_steps(config)
     check_similarities(config)
     models.locate(config.model)
     for role, name in config.evaluation.encoders.model_dump().items():
@@ -210,16 +210,22 @@ def _check_space(config: StudyConfig) -> None:
         raise ConfigError(*mistakes)
 
 
-def _check_polish(config: StudyConfig) -> None:
-    """Polishing is the defense again, for a number of steps of its own."""
+def _check_steps(config: StudyConfig) -> None:
+    """Polishing and continuing are the defense again, for a number of steps of its own."""
     concepts = config.concepts
-    if concepts.mode != "merge" or not concepts.merge.polish_steps:
-        return
-    if plugins.check("defenses", config.defense.name, polish(config).options):
-        raise ConfigError(
-            f"concepts.merge.polish_steps: {config.defense.name} has no max_train_steps to set; set "
-            "polish_steps to 0, or polish with a defense that has"
-        )
+    asked = {
+        "concepts.merge.polish_steps": concepts.mode == "merge" and concepts.merge.polish_steps,
+        "concepts.added_steps": concepts.added_steps,
+    }
+    mistakes = [
+        f"{name}: {config.defense.name} has no max_train_steps to set to {steps}; leave {name} out, or "
+        "take a defense that has"
+        for name, steps in asked.items()
+        if steps
+        and plugins.check("defenses", config.defense.name, _of_steps(config.defense, steps).options)
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def check_similarities(config: StudyConfig) -> None:
@@ -339,22 +345,33 @@ def _against(config: StudyConfig, group: Sequence[str]) -> str:
 def _released(
     config: StudyConfig, group: tuple[str, ...], concepts: dict[str, Step], prior: Step
 ) -> Step:
-    """The step that leaves the model against a group of concepts, trained or merged."""
-    defense, options = config.defense, config.concepts.merge
-    if config.concepts.mode != "merge" or len(group) == 1 or not _plugin(defense).trains:
-        return _immunize_step(config, _against(config, group), defense, group, concepts, prior)
-    # The models of per_concept mode, by fingerprint: who has them merges in seconds.
+    """The step that leaves the model against a group of concepts."""
+    mode = config.concepts.mode
+    if len(group) > 1 and _plugin(config.defense).trains:
+        if mode == "merge":
+            return _merged(config, group, concepts, prior)
+        if config.concepts.added:
+            return _continued(config, group, concepts, prior)
+    label = _against(config, group)
+    return _immunize_step(config, label, config.defense, group, concepts, prior)
+
+
+def _merged(
+    config: StudyConfig, group: tuple[str, ...], concepts: dict[str, Step], prior: Step
+) -> Step:
+    """Merge the models of per_concept mode (by fingerprint: who has them merges in seconds), and polish
+    the result if asked for."""
+    options = config.concepts.merge
     models = {
         f"model/{name}": _immunize_step(
-            config, _against(config, (name,)), defense, (name,), concepts, prior
+            config, _against(config, (name,)), config.defense, (name,), concepts, prior
         )
         for name in group
     }
-    spec = {"merge": _dump(options), "concepts": list(group), "model": _dump(config.model)}
     merged = Step(
         kind="merge",
         label=f"merge {_against(config, group)}",
-        spec=spec,
+        spec={"merge": _dump(options), "concepts": list(group), "model": _dump(config.model)},
         identity={
             "merge": options.model_dump(mode="json", exclude={"polish_steps"}),
             "concepts": list(group),
@@ -365,14 +382,36 @@ def _released(
     )  # fmt: skip
     if options.polish_steps == 0:
         return merged
-    label = f"polish {_against(config, group)}"
-    return _immunize_step(config, label, polish(config), group, concepts, prior, merged)
+    defense, label = _of_steps(config.defense, options.polish_steps), _against(config, group)
+    return _immunize_step(config, f"polish {label}", defense, group, concepts, prior, merged)
 
 
-def polish(config: StudyConfig) -> DefenseConfig:
-    """The defense, as short as `concepts.merge.polish_steps`."""
-    steps = {"max_train_steps": config.concepts.merge.polish_steps}
-    return DefenseConfig.model_validate({**_dump(config.defense), **steps})
+def _continued(
+    config: StudyConfig, group: tuple[str, ...], concepts: dict[str, Step], prior: Step
+) -> Step:
+    """Go on from the joint model of the concepts that were there before `added` ones (by fingerprint), now
+    against all of them: the earlier ones are rehearsed, or they would be forgotten."""
+    earlier = tuple(name for name in group if name not in config.concepts.added)
+    first = _immunize_step(
+        config, _against(config, earlier), config.defense, earlier, concepts, prior
+    )
+    defense = _of_steps(config.defense, config.concepts.added_steps)
+    label = f"{_against(config, group)}, continued"
+    return _immunize_step(config, label, defense, group, concepts, prior, first)
+
+
+def before_added(config: StudyConfig) -> StudyConfig:
+    """The study as it was without the `added` concepts."""
+    concepts = config.concepts
+    earlier = tuple(c for c in concepts.malicious if c.name not in concepts.added)
+    changes = {"malicious": earlier, "added": (), "added_steps": None}
+    return config.model_copy(update={"concepts": concepts.model_copy(update=changes)})
+
+
+def _of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:
+    """The same defense for another number of steps."""
+    changes = {} if steps is None else {"max_train_steps": steps}
+    return DefenseConfig.model_validate({**_dump(defense), **changes})
 
 
 def _immunize_step(

@@ -154,6 +154,7 @@ def test_all_mistakes_are_told_at_once(write: Any, study: dict[str, Any]) -> Non
             {"seed": 5, "confirm": {"seeds": [7], "seed": 5, "attacks": [{"name": "lora"}]}},
             "confirm: seed 5 is one that the search sees",
         ),
+        ({"cluster": {"workers_per_immunization": 2, "under_train": []}}, "add immunize to"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+import yaml
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from test_plan import raw, run, study
 from torch import Tensor
 
-from gift_ray.multi_concept import cost, matrix, standing
-from gift_ray.plan import Plan, plan, scorecard
+from gift_ray.multi_concept import cost, matrix, regressions, standing
+from gift_ray.plan import Plan, before_added, plan, scorecard
 from gift_ray.records import read_record
 
 __all__ = ["raw"]
 
+ROOT = Path(__file__).parent.parent
+ADDED = {"concepts__mode": "joint", "concepts__added": ["dog"], "concepts__added_steps": 2}
 POLISHED = {"concepts__mode": "merge", "concepts__merge__polish_steps": 2}
 NEIGHBORS = {"concepts__malicious__1__neighbors": ["a house", "zzzz"]}
 
@@ -27,11 +34,14 @@ def finished(
     raw: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Plan], Path]:
-    """per_concept with its matrix, and a polished merge of the same models."""
-    study_dir = tmp_path_factory.mktemp("study")
+    """per_concept with its matrix, a polished merge of the same models, and dogs added to the one
+    against cats."""
+    study_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    place = NEIGHBORS | {"output_dir": str(study_dir.parent)}
     plans = {
-        "per_concept": plan(study(raw, **NEIGHBORS), matrix=True),
-        "merge": plan(study(raw, **NEIGHBORS, **POLISHED)),
+        "per_concept": plan(study(raw, **place), matrix=True),
+        "merge": plan(study(raw, **place, **POLISHED)),
+        "added": plan(study(raw, **place, **ADDED)),
     }
     for layout in plans.values():
         run(layout.steps(), study_dir)
@@ -108,3 +118,52 @@ def test_polishing_starts_from_the_merged_weights(finished: tuple[dict[str, Plan
     assert 0 < moved < 1e-4
     log = pd.read_parquet(merge.folder(study_dir) / "training.parquet")
     assert {"condition", "missed/0", "missed/1"} <= set(log.columns)
+
+
+def test_an_added_concept_is_held_against_what_the_earlier_ones_had(
+    finished: tuple[dict[str, Plan], Path],
+) -> None:
+    plans, study_dir = finished
+    after = plans["added"]
+    before = plan(before_added(after.config))
+    # The model against cats alone is that of per_concept mode: all is there already.
+    table = regressions(before, after, study_dir).set_index("what")
+    assert list(table.index) == ["resistance: cat", "retention"]
+    alone = scorecard(plans["per_concept"], plans["per_concept"].defended[0], study_dir)
+    both = scorecard(after, after.defended[0], study_dir)
+    assert both.concepts.keys() == {"cat", "dog"}
+    cat = alone.concepts["cat"].resistance, both.concepts["cat"].resistance
+    assert tuple(table.loc["resistance: cat", ["before", "after"]]) == pytest.approx(cat)
+    assert table["change"]["resistance: cat"] == pytest.approx(cat[1] - cat[0])
+    kept = scorecard(before, before.defended[0], study_dir).retention, both.retention
+    assert tuple(table.loc["retention", ["before", "after"]]) == pytest.approx(kept)
+
+
+@pytest.mark.slow
+def test_the_job_says_what_each_way_is_worth_and_leaves_its_models(
+    finished: tuple[dict[str, Plan], Path], tmp_path: Path
+) -> None:
+    """jobs/immunize.py on a real Ray; the units are done, and it must find them done."""
+    plans, study_dir = finished
+    for name, flags in (("per_concept", ["--matrix"]), ("added", [])):
+        layout = plans[name]
+        mode = layout.config.concepts.mode
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump(layout.config.model_dump(mode="json")))
+        done = subprocess.run(
+            [sys.executable, "jobs/immunize.py", str(file), *flags],
+            cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert " done " not in done.stdout, "a finished unit was computed again"
+        summary = json.loads((study_dir / f"immunize-{mode}.json").read_text())
+        expected = standing(layout, study_dir) | cost(layout, study_dir)
+        assert {key: summary[key] for key in expected} == pytest.approx(expected)
+        assert ("regressions" in summary) == (name == "added")
+        assert len(summary["matrix"]) == len(matrix(layout, study_dir))
+        assert f"{expected['worst resistance']:.3f}" in done.stdout
+        for arm, model in zip(layout.defended, summary["models"], strict=True):
+            assert model["concepts"] == list(arm.malicious)
+            released = DiffusionPipeline.from_pretrained(model["folder"]).unet.state_dict()
+            weights = load_file(arm.immunize.folder(study_dir) / "unet.safetensors")
+            assert all(torch.equal(released[name], weights[name]) for name in weights)

@@ -19,6 +19,7 @@ from gift_ray.labels import LABELS
 from gift_ray.plan import (
     Plan,
     Step,
+    before_added,
     check_data,
     check_similarities,
     configure,
@@ -222,8 +223,34 @@ def test_only_a_defense_of_steps_can_polish(
     merge = {"mode": "merge", "merge": {"polish_steps": 2}}
     bad = raw | {"defense": defense, "concepts": raw["concepts"] | merge}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(bad))
-    with pytest.raises(ConfigError, match=r"polish_steps: .* has no max_train_steps to set"):
+    with pytest.raises(ConfigError, match=r"polish_steps: .* has no max_train_steps to set to 2"):
         load_study(tmp_path / "study.yaml", [])
+
+
+def test_an_added_concept_continues_from_the_joint_model_of_the_others(raw: dict[str, Any]) -> None:
+    three = [*raw["concepts"]["malicious"], concept("bear", "^(BEAR|PANDA)$")]
+    changes = {"concepts__mode": "joint", "concepts__malicious": three}
+    config = study(raw, **changes, concepts__added=["bear"], concepts__added_steps=2)
+    (arm,) = plan(config).defended
+    assert arm.malicious == ("cat", "dog", "bear")
+    assert arm.immunize.spec["concepts"] == ["cat", "dog", "bear"]
+    assert arm.immunize.spec["defense"]["max_train_steps"] == 2
+    (earlier,) = plan(before_added(config)).defended
+    (joint,) = plan(study(raw, concepts__mode="joint")).defended
+    given = arm.immunize.inputs["model"]
+    assert given.fingerprint == earlier.immunize.fingerprint == joint.immunize.fingerprint
+    (anew,) = plan(study(raw, **changes)).defended
+    assert anew.immunize.fingerprint != arm.immunize.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("mode", "added"), [("merge", ["dog"]), ("joint", ["cat", "dog"]), ("joint", ["cow"])]
+)
+def test_what_is_added_must_have_something_to_continue_from(
+    mode: str, added: list[str], raw: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="needs mode joint, and some but not all"):
+        study(raw, concepts__mode=mode, concepts__added=added)
 
 
 def test_a_matrix_attacks_every_model_with_every_concept(raw: dict[str, Any]) -> None:

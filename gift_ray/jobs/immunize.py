@@ -4,7 +4,8 @@
     ray job submit -- python jobs/immunize.py CONFIG --matrix
 
 `concepts.mode`: per_concept (a model for each malicious concept), joint (one trained against all), or
-merge (one merged from those for each). --matrix attacks every model with every malicious concept.
+merge (one merged from those for each). `concepts.added=[NAME]` continues from the joint model of the other
+concepts. --matrix attacks every model with every malicious concept.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.comparison import as_text
 from gift_ray.console import LiveProgress, say
-from gift_ray.multi_concept import cost, matrix, standing
-from gift_ray.plan import Plan, check_data, load_study, plan, scorecard
+from gift_ray.multi_concept import cost, matrix, regressions, standing
+from gift_ray.plan import Plan, before_added, check_data, closure, load_study, plan, scorecard
 from gift_ray.records import write_json_atomic
 from gift_ray.release import export
 from gift_ray.report.summary import arm_summary
@@ -31,8 +32,11 @@ from gift_ray.report.summary import arm_summary
 def main(arguments: argparse.Namespace) -> int:
     config = load_study(arguments.config, arguments.overrides)
     layout = plan(config, matrix=arguments.matrix)
+    # What an added concept does to the earlier ones is seen beside the model that knew only them.
+    before = plan(before_added(config)) if config.concepts.added else None
+    steps = closure([*layout.steps(), *(before.steps() if before else ())])
     if arguments.dry_run:
-        for step in layout.steps():
+        for step in steps:
             say(f"{step.name}  {step.label}")
         return console.OK
     check_data(config)
@@ -41,16 +45,16 @@ def main(arguments: argparse.Namespace) -> int:
     say(f"immunizing {config.name} ({config.concepts.mode}) in {study_dir}")
     with session(config.cluster, study_dir):
         board = start_board()
-        with LiveProgress(read_board(board), len(layout.steps())):
+        with LiveProgress(read_board(board), len(steps)):
             # First the undefended model: an attack that teaches it nothing would prove nothing.
             run_steps(layout.shared(), study_dir, config.cluster, board)
             scorecard(layout, layout.undefended, study_dir)
-            run_steps(layout.steps(), study_dir, config.cluster, board)
-    write_results(layout, study_dir)
+            run_steps(steps, study_dir, config.cluster, board)
+    write_results(layout, before, study_dir)
     return console.OK
 
 
-def write_results(layout: Plan, study_dir: Path) -> None:
+def write_results(layout: Plan, before: Plan | None, study_dir: Path) -> None:
     """Verdicts, tables, and the models as diffusers folders."""
     models = []
     for arm in layout.defended:
@@ -67,5 +71,9 @@ def write_results(layout: Plan, study_dir: Path) -> None:
         console.console.print(as_text(text, "md"), markup=False)
     path = study_dir / f"immunize-{mode}.json"
     found = {**row, "matrix": table.astype(object).where(table.notna(), None).to_dict("records")}
+    if before:
+        changes = regressions(before, layout, study_dir)
+        console.console.print(as_text(changes, "md"), markup=False)
+        found["regressions"] = changes.to_dict("records")
     write_json_atomic(path, {**found, "models": models})
     say(f"summary      {path}")

@@ -7,9 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import ray
+import torch
 from safetensors.torch import load_file
 
 from gift_ray.cluster import ENVIRONMENT, start_with
@@ -17,6 +19,7 @@ from gift_ray.cluster.board import Event, read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import UnitFailed
+from gift_ray.models import base_model
 from gift_ray.plan import Step, execute, plan
 from gift_ray.records import read_record
 
@@ -110,6 +113,42 @@ def test_killed_train_worker_continues_and_equals_the_plain_loop(cluster, tiny_c
     assert logs[0].equals(logs[1])
 
 
+def test_two_workers_train_what_one_does(cluster, tiny_config, tmp_path):
+    """Up to the order of additions. Three images a batch: the workers' shares differ, and one concept's
+    image is on one of them alone. Plain gradient steps: AdamW would divide by the differences."""
+    config = study(tiny_config).model_dump(mode="json")
+    dogs = {"name": "openmoji", "match": "WOLF|POODLE|GUIDE DOG|FOX", "caption": "a dog"}
+    config["concepts"]["mode"] = "joint"
+    config["concepts"]["malicious"].append(
+        {"name": "dog", "source": dogs, "validation_prompts": ["a sks dog"]}
+    )
+    plain = {"name": "gift", "max_train_steps": 4, "train_batch_size": 3, "optimizer": "sgd",
+             "alpha_inner": 1e-2, "alpha_outer": 1e-2, "margin": 9.0}  # fmt: skip
+    members = [
+        plain | {"coordination": "project", "concept_projection": True, "max_train_steps": 8},
+        plain | {"coordination": "joint", "noise_target": "sample"},
+    ]
+    config["defense"] = {"name": "chain", "defenses": members}
+    step = immunize_step(StudyConfig.model_validate(config))
+
+    two = cluster.model_copy(update={"workers_per_immunization": 2, "checkpoint_every": 3})
+    run_steps([step], tmp_path / "cluster", two, start_board())
+    for needed in [*step.inputs.values(), step]:
+        execute(needed, tmp_path / "plain")
+    ours, expected = (
+        load_file(step.folder(tmp_path / where) / "unet.safetensors")
+        for where in ("cluster", "plain")
+    )
+    base = base_model(tiny_config).unet.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+    moved = max(float((expected[n] - base[n]).abs().max()) for n in base)
+    assert moved > 1e-3, "the tolerance would prove nothing"
+    logs = [read_training(step, tmp_path / where) for where in ("cluster", "plain")]
+    losses = ["L_prior", "L_max", "L_noise", "mse_malicious", "grad_norm_inner", "grad_norm_outer"]
+    pd.testing.assert_frame_equal(*(log[losses] for log in logs), rtol=1e-4)
+
+
 def test_unit_that_fails_for_its_own_reason_is_not_retried(cluster, tiny_config, tmp_path):
     # Plain ascent with a huge rate leaves the finite numbers at once.
     exploding = study(
@@ -145,7 +184,5 @@ def assert_same_weights(step: Step, one: Path, other: Path) -> None:
     assert all(left[name].equal(right[name]) for name in left)
 
 
-def read_training(step: Step, root: Path):
-    import pandas as pd
-
+def read_training(step: Step, root: Path) -> pd.DataFrame:
     return pd.read_parquet(step.folder(root) / "training.parquet")
