@@ -12,8 +12,10 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -115,7 +117,9 @@ def write_step(
     """
     private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     private.mkdir(parents=True)
-    started = time.time()
+    started, started_cpu = time.time(), time.process_time()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         result = work(private)
         record = Record(
@@ -124,7 +128,13 @@ def write_step(
             identity=identity,
             result=result,
             files=_hash_files(private),
-            provenance=provenance() | {"seconds": round(time.time() - started, 3)} | extra,
+            provenance=provenance()
+            | {
+                "seconds": round(time.time() - started, 3),
+                "cpu_seconds": round(time.process_time() - started_cpu, 3),
+                "peak_memory_bytes": peak_memory_bytes(),
+            }
+            | extra,
         )
         _write_json(private / RECORD, asdict(record))
         try:
@@ -207,6 +217,16 @@ def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) ->
         else:
             plain[str(key)] = item
     return plain
+
+
+def peak_memory_bytes() -> int:
+    """Of the GPU since its counter was reset; without one, of this process since it began (a process that
+    has done other units before carries their peak too)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def provenance() -> dict[str, Any]:

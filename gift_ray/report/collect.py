@@ -42,7 +42,8 @@ LABEL = ["arm", "concept", "attack", "label", "images"]
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that the report can't show: `unfinished`, `failed`, `damaged`, `unscored`, `unusable`."""
+    """Something that the report can't show: `unfinished`, `failed`, `pruned`, `infeasible` (so much so that
+    it was not attacked), `damaged`, `unscored`, `unusable`."""
 
     kind: str
     what: str
@@ -548,7 +549,7 @@ def _provenance(steps: Folder) -> dict[str, list[str]]:
 
 def _failed(trials: list[dict[str, Any]], planned: int, ended: bool) -> list[Problem]:
     problems = [
-        Problem("failed", f"trial {number} ({trial['trial_id']})", trial["reason"])
+        Problem(trial["state"], f"trial {number} ({trial['trial_id']})", trial["reason"])
         for number, trial in enumerate(trials, 1)
         if not trial["arms"]
     ]
