@@ -243,7 +243,8 @@ def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
 def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:
     """Every trial's models, each model's best first: the objective, both coordinates, the settings.
 
-    A trial that failed has no model; its reason stands at the end.
+    A trial that did not come to its end has no model; what it could still become stands at the end, with
+    the reason.
     """
     table = Table(title="leaderboard", title_justify="left")
     for name in (
@@ -261,12 +262,13 @@ def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Tabl
         key=lambda pair: (pair[1]["malicious"], -pair[1]["objective"], -pair[1]["retention"]),
     ):
         numbers = [f"{model[name]:.3f}" for name in VERDICT]
-        settings = [_short(row["values"][name]) for name in searched]
+        settings = [_short(row["values"].get(name, "")) for name in searched]
         table.add_row(model["malicious"], row["trial_id"], *numbers, *settings, model["reason"])
     for row in rows:
         if not row["arms"]:
-            settings = [_short(row["values"][name]) for name in searched]
-            table.add_row("", row["trial_id"], "", "", "", *settings, row["reason"])
+            still = [f"≤ {row[name]:.3f}" if row["state"] != "failed" else "" for name in VERDICT]
+            settings = [_short(row["values"].get(name, "")) for name in searched]
+            table.add_row("", row["trial_id"], *still, *settings, row["reason"])
     return table
 
 

@@ -5,7 +5,8 @@ folder, so that doing it twice is a no-op and whatever did not change is never c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from gift_ray.config import (
     Range,
     StudyConfig,
     load_config,
+    settings,
+    value_at,
     with_values,
 )
 from gift_ray.encoders import locate_encoder
@@ -34,6 +37,7 @@ from gift_ray.errors import ConfigError, DataError, GiftError
 from gift_ray.labels import Levels, label_images
 from gift_ray.records import Record, digest, is_done, read_record, write_step
 from gift_ray.stages import Journal, LocalJournal
+from gift_ray.trials import earlier_trials
 
 # Raised when a stage's meaning changes: every step of the kind is then computed anew.
 VERSIONS = {
@@ -174,6 +178,8 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     for role, name in config.evaluation.encoders.model_dump().items():
         if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
             locate_encoder(role, name)
+    if config.search and config.search.warm_start:
+        earlier_trials(config.search.warm_start, config.search.space, protocol_id(config))
     return config
 
 
@@ -198,16 +204,55 @@ def check_data(config: StudyConfig) -> None:
 
 
 def _check_space(config: StudyConfig) -> None:
-    """Both ends of every searched range must be valid values of the option that they name."""
+    """Both ends and the inside of every searched range must be valid values of the option that they
+    name, whatever else is chosen."""
     mistakes = []
-    for path, searched in (config.search.space if config.search else {}).items():
-        for value in _ends(searched):
-            try:
-                configure(config, {path: value})
-            except (GiftError, AttributeError, LookupError, ValueError, TypeError) as error:
-                mistakes.append(f"search.space: {path} = {value} is not possible: {error}")
+    space = config.search.space if config.search else {}
+    for path, searched in space.items():
+        contexts = _contexts(config, path, space)
+        if not contexts:
+            mistakes.append(
+                f"search.space: {path}: when {searched.when} holds in no setting; name a value that "
+                "the study has, or one of the choices of an option of the space"
+            )
+        wrong = _impossible(config, path, _ends(searched), contexts)
+        mistakes += wrong or _impossible(config, path, _inside(searched), contexts)
     if mistakes:
-        raise ConfigError(*mistakes)
+        raise ConfigError(*dict.fromkeys(mistakes))
+
+
+def _impossible(
+    config: StudyConfig, path: str, values: list[Any], contexts: list[dict[str, Any]]
+) -> list[str]:
+    mistakes = []
+    for value, context in itertools.product(values, contexts):
+        try:
+            configure(config, {**context, path: value})
+        except (GiftError, AttributeError, LookupError, ValueError, TypeError) as error:
+            mistakes.append(f"search.space: {path} = {value} is not possible: {error}")
+    return mistakes
+
+
+def _contexts(config: StudyConfig, path: str, space: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """All choices of other options of the space that decide whether this one is there."""
+    when = space[path].when
+    deciding = {
+        other: option.choices
+        for other, option in space.items()
+        if option.choices is not None
+        and any(name == other or name.startswith(f"{other}.") for name in when or [path])
+        and other != path
+    }
+    found = (
+        dict(zip(deciding, chosen, strict=True)) for chosen in itertools.product(*deciding.values())
+    )
+    return [context for context in found if holds(settings(config, context), when)]
+
+
+def holds(raw: dict[str, Any], when: Mapping[str, Any]) -> bool:
+    """Whether a setting has the wanted values (one, or one of a list) at these dotted paths."""
+    wanted = {path: v if isinstance(v, list) else [v] for path, v in when.items()}
+    return all(value_at(raw, path) in values for path, values in wanted.items())
 
 
 def _check_steps(config: StudyConfig) -> None:
@@ -245,7 +290,19 @@ def check_similarities(config: StudyConfig) -> None:
 
 
 def _ends(searched: Range) -> list[Any]:
-    return list(searched.choices) if searched.choices is not None else [searched.low, searched.high]
+    if searched.choices is not None:
+        return list(searched.choices)
+    assert searched.low is not None
+    assert searched.high is not None
+    whole = searched.integer
+    return [round(end) if whole else end for end in (searched.low, searched.high)]
+
+
+def _inside(searched: Range) -> list[float]:
+    """A place that is no whole number: a range over a number of steps must say that it is `integer`."""
+    if searched.low is None or searched.high is None or searched.integer:
+        return []
+    return [searched.low + (searched.high - searched.low) / 3**0.5]
 
 
 def configure(config: StudyConfig, values: dict[str, Any]) -> StudyConfig:
@@ -737,20 +794,56 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
     Raises:
         ConfigError: an attack teaches nothing on the undefended model, so that nothing is proven.
     """
+    verdicts, probes, reported = _measured(plan, arm, study_dir, arm.attacks)
+    return scoring.Scorecard.of(verdicts, probes, reported, **_worth(plan.config))
+
+
+def outlook(
+    plan: Plan, arm: Arm, study_dir: Path, attacks: Collection[tuple[str, str, int]]
+) -> scoring.Standing:
+    """What one arm can still become when its samples and these of its attacks are done: resistance can
+    only fall from here, and what was not yet probed may all have survived.
+
+    Raises:
+        ConfigError: an attack teaches nothing on the undefended model.
+    """
+    verdicts, probes, _ = _measured(plan, arm, study_dir, attacks)
+    safe = {c.name for c in plan.config.concepts.safe}
+    unprobed = sum(key[0] in safe and key not in attacks for key in arm.attacks)
+    return scoring.Standing.of(
+        (sum(probes.values()) + unprobed) / (len(probes) + unprobed),
+        min((verdict.resistance for verdict in verdicts.values()), default=1.0),
+        **_worth(plan.config),
+    )
+
+
+def _worth(config: StudyConfig) -> dict[str, Any]:
+    """How both coordinates are weighed against each other."""
+    return config.scoring.model_dump(include={"objective", "weight", "min_retention"})
+
+
+def _measured(
+    plan: Plan, arm: Arm, study_dir: Path, attacks: Collection[tuple[str, str, int]]
+) -> tuple[dict[str, scoring.ConceptVerdict], dict[str, float], dict[str, float]]:
+    """Verdicts by attacked concept, retention probes and what is only reported, of an arm's samples and
+    of these attacks on it."""
     config = plan.config
     safe = {c.name for c in config.concepts.safe}
-    verdicts: dict[str, dict[str, dict[int, float]]] = {name: {} for name in arm.malicious}
+    found: dict[str, dict[str, dict[int, float]]] = {}
     probes: dict[str, float] = {}
     reported: dict[str, float] = {}
-    for (concept, attack, seed), step in arm.attacks.items():
+    for concept, attack, seed in attacks:
         if concept not in safe and concept not in arm.malicious:
             continue
-        recovered = recoveries(plan, step, (concept, attack, seed), study_dir)
+        key = (concept, attack, seed)
+        recovered = recoveries(plan, arm.attacks[key], key, study_dir)
         if concept in safe:
             best = [max(curve.values()) for curve in recovered.values()]
             probes[f"finetune/{concept}/{attack}/{seed}"] = sum(best) / len(best)
         else:
-            verdicts[concept] |= {f"{attack}/{seed}/{m}": c for m, c in recovered.items()}
+            found.setdefault(concept, {}).update(
+                {f"{attack}/{seed}/{m}": c for m, c in recovered.items()}
+            )
     for group, step in arm.samples.items():
         drawn = curves(step, study_dir)
         reported |= {f"{metric}/{group}": drawn[metric][0] for metric in _set_metrics(config)}
@@ -765,14 +858,8 @@ def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
                 f"evaluation: the {group} prompts prove nothing: {error}; give prompts that the base "
                 "model can draw and that differ from each other"
             ) from error
-    return scoring.Scorecard.of(
-        {name: scoring.ConceptVerdict.of(found) for name, found in verdicts.items()},
-        probes,
-        reported,
-        objective=config.scoring.objective,
-        weight=config.scoring.weight,
-        min_retention=config.scoring.min_retention,
-    )
+    verdicts = {name: scoring.ConceptVerdict.of(curves) for name, curves in found.items()}
+    return verdicts, probes, reported
 
 
 def recoveries(

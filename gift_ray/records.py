@@ -12,8 +12,10 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 import zlib
@@ -118,6 +120,7 @@ def write_step(
     private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     private.mkdir(parents=True)
     started, cpu_started = time.time(), time.process_time()
+    _reset_peak_memory()
     try:
         result = work(private)
         seconds = {
@@ -130,7 +133,7 @@ def write_step(
             identity=identity,
             result=result,
             files=_hash_files(private),
-            provenance=provenance() | seconds | extra,
+            provenance=provenance() | seconds | {"peak_memory_bytes": peak_memory_bytes()} | extra,
         )
         _write_json(private / RECORD, asdict(record))
         private.rename(folder)
@@ -249,6 +252,25 @@ def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) ->
         else:
             plain[str(key)] = item
     return plain
+
+
+def _reset_peak_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_bytes() -> int:
+    """Of the GPU since its counter was reset; without one, of this process since it began (a process that
+    has done other units before carries their peak too)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def provenance() -> dict[str, Any]:

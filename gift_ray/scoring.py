@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 Curve = Mapping[int, float]
@@ -127,6 +127,33 @@ class ConceptVerdict:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Both coordinates of one model, and what they are worth together (see `Scorecard`)."""
+
+    retention: float
+    resistance: float
+    objective: float
+    feasible: bool
+    reason: str
+
+    @classmethod
+    def of(
+        cls, retention: float, resistance: float, *, objective: str, weight: float,
+        min_retention: float,
+    ) -> Standing:  # fmt: skip
+        """Under the utility floor a model is infeasible, however well it resists."""
+        feasible = retention >= min_retention
+        score = scalarize(retention, resistance, objective, weight)
+        return cls(
+            retention=retention,
+            resistance=resistance,
+            objective=score if feasible else retention - min_retention,
+            feasible=feasible,
+            reason="" if feasible else f"retention {retention:.3f} is under {min_retention}",
+        )
+
+
+@dataclass(frozen=True)
 class Scorecard:
     """The verdict on one arm: both coordinates, their worst cases and where they come from.
 
@@ -161,16 +188,14 @@ class Scorecard:
         """Combine the concepts' verdicts and the retention probes."""
         resistances = [verdict.resistance for verdict in concepts.values()]
         retention = sum(probes.values()) / len(probes)
-        feasible = retention >= min_retention
-        score = scalarize(retention, min(resistances), objective, weight)
+        standing = Standing.of(
+            retention, min(resistances),
+            objective=objective, weight=weight, min_retention=min_retention,
+        )  # fmt: skip
         return cls(
-            resistance=min(resistances),
+            **asdict(standing),
             mean_resistance=sum(resistances) / len(resistances),
-            retention=retention,
             worst_retention=min(probes.values()),
-            objective=score if feasible else retention - min_retention,
-            feasible=feasible,
-            reason="" if feasible else f"retention {retention:.3f} is under {min_retention}",
             concepts=concepts,
             probes=probes,
             reported=reported,

@@ -348,3 +348,58 @@ def test_every_point_of_a_grid_is_checked(write: Any, study: dict[str, Any]) -> 
     assert "attacks.0.learning_rat: unknown key; did you mean 'learning_rate'?" in found
     assert "grid and the attack both set rank" in found
     assert "attacks.2.grid.learning_rate" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"algorithm": "grid"}, "a grid needs choices, or num points, for defense.beta"),
+        ({"num": 3}, "num is for algorithm grid"),
+        ({"integer": True, "low": 0.5}, "integer needs whole ends"),
+        ({"pareto": True, "pruner": "asha"}, "a pruner compares one objective"),
+        ({"algorithm": "grid", "num": 3, "when": {"seed": 0}}, "a grid has no conditions"),
+    ],
+)
+def test_a_search_that_does_not_fit_together_is_refused(
+    changes: dict[str, Any], part: str, write: Any, study: dict[str, Any]
+) -> None:
+    names = ("algorithm", "pareto", "pruner")
+    ends = {"low": 0.0, "high": 1.0} | {k: v for k, v in changes.items() if k not in names}
+    search = {"space": {"defense.beta": ends}} | {k: v for k, v in changes.items() if k in names}
+    (line,) = mistakes(write(study | {"search": search}))
+    assert part in line
+
+
+def test_a_range_over_a_number_of_steps_must_be_whole(write: Any, study: dict[str, Any]) -> None:
+    path = write(study | search("defense.max_train_steps", low=10, high=90))
+    with pytest.raises(ConfigError, match=r"search.space: defense.max_train_steps = 56\.18"):
+        load_study(path, [])
+    load_study(path, ["search.space={defense.max_train_steps: {low: 10, high: 90, integer: true}}"])
+
+
+def test_a_condition_that_never_holds_is_refused(write: Any, study: dict[str, Any]) -> None:
+    ends = {"low": 0.1, "high": 0.2, "when": {"defense.name": "imma"}}
+    with pytest.raises(ConfigError, match="holds in no setting"):
+        load_study(write(study | search("defense.beta", **ends)), [])
+
+
+def test_an_option_that_a_choice_does_not_have_needs_a_condition(
+    write: Any, study: dict[str, Any]
+) -> None:
+    defenses = {"choices": [{"name": "gift"}, {"name": "esd"}]}
+    beta = {"low": 0.1, "high": 0.2}
+    with pytest.raises(ConfigError, match=r"defense.beta = 0.1 is not possible"):
+        load_study(
+            write(study | {"search": {"space": {"defense": defenses, "defense.beta": beta}}}), []
+        )
+    beta |= {"when": {"defense.name": "gift"}}
+    load_study(
+        write(study | {"search": {"space": {"defense": defenses, "defense.beta": beta}}}), []
+    )
+
+
+def test_a_search_over_beta_is_one_line(write: Any, study: dict[str, Any]) -> None:
+    line = "search={algorithm: grid, space: {defense.beta: {low: 0.05, high: 0.3, num: 5}}}"
+    config = load_study(write(study), [line])
+    assert config.search is not None
+    assert config.search.num_samples == 5

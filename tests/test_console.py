@@ -24,6 +24,8 @@ def text(table: Table) -> list[str]:
 def trial(name: str, beta: float, *models: dict[str, Any], reason: str = "") -> dict[str, Any]:
     return {
         "trial_id": name, "values": {"defense.beta": beta}, "reason": reason, "arms": list(models),
+        "state": "pruned" if "pruned" in reason else "complete" if models else "failed",
+        "objective": 0.125, "resistance": 0.5, "retention": 0.75,
     }  # fmt: skip
 
 
@@ -39,6 +41,7 @@ def test_the_leaderboard_ranks_each_model_alone_and_tells_of_failures() -> None:
         trial("one", 0.1, model("weapon", 0.2), model("cat", 0.9)),
         trial("two", 0.3, model("weapon", 0.4), model("cat", -0.1, "retention is under 0.8")),
         trial("three", 0.5, reason="L_max not finite"),
+        trial("four", 0.7, reason="pruned after rung 1 of 3"),
     ]
     lines = [line for line in text(leaderboard(rows, ["defense.beta"])) if "e-0" in line]
     order = [[cell.strip() for cell in line.split("│")[1:3]] for line in lines]
@@ -48,9 +51,12 @@ def test_the_leaderboard_ranks_each_model_alone_and_tells_of_failures() -> None:
         ["weapon", "two"],
         ["weapon", "one"],
         ["", "three"],
+        ["", "four"],
     ]
     assert "retention is under 0.8" in lines[1]
     assert "L_max not finite" in lines[4]
+    assert "≤" not in lines[4]
+    assert "≤ 0.125" in lines[5]
 
 
 def test_a_verdict_names_every_concept_and_probe_with_the_worst() -> None:

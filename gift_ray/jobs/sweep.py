@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from gift_ray import console
+from gift_ray import console, costs
 from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.search import Trial, search
@@ -50,8 +50,10 @@ def main(arguments: argparse.Namespace) -> int:
     if config.search is None:
         raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
     layout, examined = plan(config), plan(held_out(config))
-    not_searched = {"cluster", "output_dir", "confirm", "gate", "report"}
-    fingerprint = digest([config.model_dump(mode="json", exclude=not_searched),
+    # A longer search, or one with more at a time, is the same search.
+    length = {"num_samples", "max_concurrent_trials", "budget_hours", "warm_start"}
+    apart: Any = dict.fromkeys(("cluster", "output_dir", "confirm", "gate", "report"), True)
+    fingerprint = digest([config.model_dump(mode="json", exclude=apart | {"search": length}),
                           [step.fingerprint for step in layout.steps()]])  # fmt: skip
     if arguments.dry_run:
         return describe(layout, fingerprint)
@@ -91,6 +93,9 @@ def main(arguments: argparse.Namespace) -> int:
             rows = [asdict(trial) for trial in trials]
             judged = judge(finalists(config, rows), run)
 
+    for line in costs.account(layout, fingerprint, trials):
+        say(line)
+
     # Each released model's best finalist has passed the gate or has not; what passed is registered.
     console.console.print(leaderboard(rows, list(config.search.space)))
     chosen = [choose(arm, judged, tracker) for arm in layout.defended]
@@ -120,16 +125,20 @@ def expected_units(layout: Plan, examined: Plan) -> int:
 
 
 def describe(layout: Plan, fingerprint: str) -> int:
-    """What would be computed, without computing it."""
+    """What would be computed and what it would cost, without computing more than a few steps of it."""
+    config = layout.config
+    assert config.search is not None
     shared = {step.fingerprint for step in layout.shared()}
     each = [s for arm in layout.defended for s in arm.steps() if s.fingerprint not in shared]
-    say(f"search {fingerprint[:16]} of {layout.config.name} in {layout.config.study_dir}")
+    say(f"search {fingerprint[:16]} of {config.name} in {config.study_dir}")
     for title, steps in (("once", layout.shared()), ("each trial", each)):
         counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in steps).items())
         say(f"{title}: {len(steps)} steps ({counts})")
         for step in steps:
-            done = "done" if step.folder(layout.config.study_dir).exists() else "to do"
+            done = "done" if step.folder(config.study_dir).exists() else "to do"
             say(f"  {step.name}  {done:6}{step.label}")
+    for line in costs.forecast(layout, each, fingerprint):
+        say(line)
     return console.OK
 
 

@@ -47,7 +47,8 @@ EXPLICIT = "all explicit parts"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that the report can't show: `unfinished`, `failed`, `damaged`, `unscored`, `unusable`."""
+    """Something that the report can't show: `unfinished`, `failed`, `pruned`, `infeasible` (so much so that
+    it was not attacked), `damaged`, `unscored`, `unusable`."""
 
     kind: str
     what: str
@@ -634,7 +635,7 @@ def _provenance(steps: Folder) -> dict[str, list[str]]:
 
 def _failed(trials: list[dict[str, Any]], planned: int, ended: bool) -> list[Problem]:
     problems = [
-        Problem("failed", f"trial {number} ({trial['trial_id']})", trial["reason"])
+        Problem(trial["state"], f"trial {number} ({trial['trial_id']})", trial["reason"])
         for number, trial in enumerate(trials, 1)
         if not trial["arms"]
     ]

@@ -229,7 +229,7 @@ def parallel(study: Study) -> go.Figure:
     if table.empty or not space or study.rivals:
         return figure
     values = {trial["trial_id"]: trial["values"] for trial in study.trials}
-    axes = {path: [values[t][path] for t in table["trial_id"]] for path in space}
+    axes = {path: [values[t].get(path, "–") for t in table["trial_id"]] for path in space}
     axes |= {name: list(table[name]) for name in ("resistance", "retention")}
     logged = {path for path, searched in space.items() if searched.log}
     heights, ticks = {}, {}

@@ -13,17 +13,20 @@ import pandas as pd
 from gift_ray import THREAT_MODEL
 from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
 from gift_ray.records import is_done, provenance
+from gift_ray.trials import pareto
 
 
 def summarize(
     plan: Plan, fingerprint: str, trials: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Trials, both sides' curves, each model's chosen setting and verdict, protocol, provenance."""
+    """Trials, each model's Pareto front (trial ids), both sides' curves, each model's chosen setting and
+    verdict, protocol, provenance."""
     evaluation, study_dir = plan.config.evaluation, plan.config.study_dir
     return {
         "study": plan.config.name,
         "fingerprint": fingerprint,
         "trials": list(trials),
+        "pareto": pareto(trials),
         "undefended": arm_curves(plan.undefended, study_dir),
         "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
         "chosen": list(chosen),

@@ -176,6 +176,7 @@ class Builder:
             "resistance": math.nan,
             "retention": math.nan,
             "feasible": not failed,
+            "state": "failed" if failed else "complete",
             "reason": "round 3: the loss is not finite" if failed else "",
             "arms": arms,
             "models": models,

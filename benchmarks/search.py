@@ -1,0 +1,176 @@
+"""TPE with pruning against random search: unit-seconds until random search's best objective is reached.
+
+    python benchmarks/search.py configs/demo.yaml [key=value ...]
+
+A coarse grid of settings is evaluated once, every one to its end, through the real stages; nothing is
+interpolated. Then both searches run on that table many times: their suggestions are moved to the nearest
+setting of the grid, which then *is* the setting that was tried (and told to TPE), and a setting tried
+again costs nothing, as in a real study. Costs are CPU seconds of the units, from their records: a trial
+that is pruned after a rung has paid for the rungs so far. Running it again continues the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from gift_ray import costs
+from gift_ray.config import Range, SearchConfig, StudyConfig
+from gift_ray.plan import closure, configure, execute, load_study, plan, scorecard
+from gift_ray.records import digest, write_json_atomic
+from gift_ray.search import Outcome, evaluate, is_hopeless, propose
+from gift_ray.trials import Trial
+
+POINTS = 5
+TRIALS = 12
+SEEDS = 20
+SPACE = {
+    "defense.alpha_outer": Range(low=1e-4, high=1.6e-3, log=True),
+    "defense.beta": Range(low=0.02, high=0.5, log=True),
+}
+Row = dict[str, Any]
+
+
+def main(path: str, overrides: list[str]) -> None:
+    study = load_study(path, overrides)
+    # Rungs are attack by attack and concept by concept, whoever prunes: one table for all.
+    study = study.model_copy(update={"search": SearchConfig(space=SPACE, pruner="bound")})
+    layout = plan(study)
+    run_all(layout.shared(), study.study_dir)
+    scorecard(layout, layout.undefended, study.study_dir)
+    table = evaluate_grid(study)
+    shared = costs.seconds(layout.shared(), study.study_dir, "cpu_seconds")
+    report(study, table, shared)
+
+
+def run_all(steps: Any, study_dir: Path) -> None:
+    for step in closure(steps):
+        execute(step, study_dir)
+
+
+def grid() -> list[tuple[float, ...]]:
+    axes = [option.model_copy(update={"num": POINTS}).points() for option in SPACE.values()]
+    return list(itertools.product(*axes))
+
+
+def evaluate_grid(study: StudyConfig) -> dict[tuple[float, ...], list[Row]]:
+    """setting -> its outcomes rung by rung, with the CPU seconds paid so far."""
+    table = {}
+    # The coarser grid of every other point first.
+    axes = [sorted(set(axis)) for axis in zip(*grid(), strict=True)]
+    odd = [sum(a.index(v) % 2 for a, v in zip(axes, point, strict=True)) for point in grid()]
+    for number, (_, point) in enumerate(sorted(zip(odd, grid(), strict=True))):
+        values = dict(zip(SPACE, point, strict=True))
+        layout = plan(configure(study, values))
+        kept = (
+            study.study_dir
+            / "table"
+            / f"{digest([s.fingerprint for s in layout.steps()])[:16]}.json"
+        )
+        if not kept.exists():
+            shared = {s.fingerprint for s in layout.shared()}
+            own = [s for s in layout.steps() if s.fingerprint not in shared]
+            rows = []
+            for outcome in evaluate(study, values, lambda steps: run_all(steps, study.study_dir)):
+                paid = costs.seconds(own, study.study_dir, "cpu_seconds")
+                rows.append({"paid": paid, **asdict(outcome)})
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(kept, rows)
+        table[point] = json.loads(kept.read_text("utf-8"))
+        last = table[point][-1]
+        said = ", ".join(f"{a['malicious']} {a['objective']:.3f}" for a in last["arms"])
+        print(
+            f"{number + 1}/{POINTS ** len(SPACE)} {last['paid']:.1f} s  {point}: {said}", flush=True
+        )
+    return table
+
+
+def nearest(values: Row) -> tuple[float, ...]:
+    """The setting of the grid that is nearest on the log scale."""
+    return min(
+        grid(),
+        key=lambda p: sum(
+            (math.log(v / values[path]) / math.log(SPACE[path].high / SPACE[path].low)) ** 2  # type: ignore[operator]
+            for path, v in zip(SPACE, p, strict=True)
+        ),
+    )
+
+
+def simulate(
+    study: StudyConfig,
+    table: dict[tuple[float, ...], list[Row]],
+    algorithm: str,
+    pruner: str,
+    seed: int,
+) -> list[tuple[float, float]]:
+    """(CPU seconds paid, best objective of a complete trial) after each of the trials."""
+    search = SearchConfig(space=SPACE, algorithm=algorithm, pruner=pruner, num_samples=TRIALS)  # type: ignore[arg-type]
+    config = study.model_copy(update={"search": search, "seed": seed})
+    trials: list[Trial] = []
+    paid, best, path = 0.0, -1.0, []
+    bought: dict[tuple[float, ...], float] = {}
+    for number in range(TRIALS):
+        point = nearest(propose(config, trials, number))
+        rungs: list[float] = []
+        state: Any = "pruned"
+        for row in table[point]:
+            outcome = Outcome(**{k: v for k, v in row.items() if k != "paid"})
+            rungs.append(fmean(arm["objective"] for arm in outcome.arms))
+            state = outcome.state
+            if state == "running" and is_hopeless(pruner, outcome, trials):
+                state = "pruned"
+                break
+        paid += max(0.0, row["paid"] - bought.get(point, 0.0))
+        bought[point] = max(row["paid"], bought.get(point, 0.0))
+        trials.append(as_trial(number, dict(zip(SPACE, point, strict=True)), outcome, rungs, state))
+        if state == "complete":
+            best = max(best, trials[-1].objective)
+        path.append((paid, best))
+    return path
+
+
+def as_trial(number: int, values: Row, outcome: Outcome, rungs: list[float], state: Any) -> Trial:
+    arms = outcome.arms
+    return replace(
+        Trial(str(number), values, rungs[-1], 0.0, 0.0, True, "", arms if state == "complete" else []),
+        number=number, state=state, rungs=rungs, feasible=any(arm["feasible"] for arm in arms),
+    )  # fmt: skip
+
+
+def report(study: StudyConfig, table: dict[tuple[float, ...], list[Row]], shared: float) -> None:
+    finals = sorted(fmean(a["objective"] for a in rows[-1]["arms"]) for rows in table.values())
+    whole = fmean(rows[-1]["paid"] for rows in table.values() if rows[-1]["state"] == "complete")
+    print(
+        f"\ntable: {len(table)} settings; objective best {finals[-1]:.3f}, median {median(finals):.3f}"
+    )
+    print(f"shared units {shared:.0f} s, a whole trial {whole:.0f} s (CPU)\n")
+    print(
+        "| search | best, mean | reaches random's best | share of its CPU seconds, median | at most 0.5 |"
+    )
+    print("|---|---|---|---|---|")
+    random = [simulate(study, table, "random", "none", seed) for seed in range(SEEDS)]
+    for algorithm, pruner in itertools.product(
+        ("random", "tpe"), ("none", "bound", "median", "asha")
+    ):
+        paths = [simulate(study, table, algorithm, pruner, seed) for seed in range(SEEDS)]
+        shares = []
+        for ours, theirs in zip(paths, random, strict=True):
+            reached = [paid for paid, best in ours if best >= theirs[-1][1] - 1e-9]
+            shares.append(reached[0] / theirs[-1][0] if reached else math.inf)
+        found = sum(math.isfinite(s) for s in shares)
+        print(f"| {algorithm} + {pruner} | {fmean(p[-1][1] for p in paths):.3f} | {found} of {SEEDS} "
+              f"| {median(shares):.2f} | {sum(s <= 0.5 for s in shares)} of {SEEDS} |")  # fmt: skip
+    for trials in (TRIALS, len(table)):
+        cold = trials * (shared + whole)
+        print(f"\n{trials} whole trials, against {trials} cold runs: "
+              f"{(shared + trials * whole) / cold:.2f} of the CPU seconds")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

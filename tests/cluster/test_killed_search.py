@@ -1,0 +1,157 @@
+"""A search under Tune on a real Ray cluster whose driver is killed at random points: in the end the same
+trials as a plain loop's that nobody disturbed, and nothing that was finished is computed again."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from tiny import make_encoders
+
+from gift_ray import plugins
+from gift_ray.cluster import ENVIRONMENT, start_with
+from gift_ray.config import ModelConfig, StudyConfig
+from gift_ray.plan import closure, execute, plan
+from gift_ray.search import Search, evaluate
+from gift_ray.trials import Ledger, Trial, ledger_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# What jobs/sweep.py does between its session and its leaderboard, less MLflow.
+DRIVER = """
+import sys, ray
+from gift_ray import plugins
+from gift_ray.cluster import ENVIRONMENT
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.search import search
+from gift_ray.config import StudyConfig
+from gift_ray.plan import plan
+
+config = StudyConfig.model_validate_json(open(sys.argv[1]).read(), context={"check": plugins.check})
+ray.init(address=sys.argv[2], log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
+board = start_board()
+run_steps(plan(config).shared(), config.study_dir, config.cluster, board)
+search(config, board, lambda trial: None, "f" * 64)
+print("computed", sum(event.state == "done" for event in read_board(board)(0)))
+"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    start_with(os.environ)
+    context = ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
+        runtime_env={"env_vars": ENVIRONMENT},
+    )  # fmt: skip
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def config(tiny_config: ModelConfig, tmp_path: Path) -> StudyConfig:
+    concept = {
+        "name": "cat",
+        "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
+        "validation_prompts": ["a sks cat"],
+    }
+    raw = {
+        "name": "killed",
+        "output_dir": str(tmp_path / "cluster"),
+        "model": tiny_config.model_dump(),
+        "concepts": {"malicious": [concept]},
+        "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
+        "defense": {"name": "gift", "max_train_steps": 4, "train_batch_size": 2},
+        "attacks": [
+            {"name": "dreambooth", "max_train_steps": steps, "learning_rate": 3e-3, "num_evaluations": 5}
+            for steps in (8, 9)
+        ],
+        "evaluation": {
+            "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
+            "encoders": make_encoders(tmp_path / "encoders"),
+            "safe_prompts": ["a house", "zzzz"],
+            "num_images_per_prompt": 2,
+            "num_inference_steps": 2,
+        },
+        "scoring": {"similarities": ["clip_image"], "min_retention": 0.0},
+        "search": {
+            "num_samples": 3,
+            "pruner": "bound",
+            "space": {"defense.beta": {"low": 0.01, "high": 1.0, "log": True}},
+        },
+        "cluster": {"under_train": []},
+    }  # fmt: skip
+    return StudyConfig.model_validate(raw, context={"check": plugins.check})
+
+
+def records(config: StudyConfig) -> dict[str, int]:
+    """Finished steps, and when each was written."""
+    found = (config.study_dir / "steps").glob("[a-z]*/record.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+def undisturbed(config: StudyConfig) -> list[Trial]:
+    """The whole search in this process, one step after the other."""
+
+    def run(steps) -> None:
+        for step in closure(steps):
+            execute(step, config.study_dir)
+
+    run(plan(config).shared())
+    ledger = Ledger(config.study_dir / "search")
+    search = Search(config, ledger, "f" * 64)
+    while trial := search.next():
+        for outcome in evaluate(config, trial.values, run):
+            if search.hopeless(trial.number, outcome):
+                break
+        search.end(trial.number, outcome)
+    return ledger.ended()
+
+
+def test_killed_drivers_leave_the_trials_of_an_undisturbed_search(
+    address, config, tmp_path, capsys
+) -> None:
+    expected = undisturbed(config.model_copy(update={"output_dir": str(tmp_path / "plain")}))
+    study = tmp_path / "study.json"
+    study.write_text(config.model_dump_json())
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-c", DRIVER, str(study), address]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    # While shared units run, and while a trial does.
+    draw = random.Random(0)
+    for finished in (draw.randint(2, 6), draw.randint(14, 18)):
+        driver, before = start(), records(config)
+        while len(records(config)) < finished:
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            time.sleep(0.02)
+        driver.kill()
+        driver.wait()
+        after = records(config)
+        assert {name: after[name] for name in before} == before
+
+    before = records(config)
+    driver = start()
+    said, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0
+    after = records(config)
+    assert {name: after[name] for name in before} == before
+    assert f"computed {len(after) - len(before)}\n" in said
+    found = ledger_of(config.study_dir, "f" * 64).ended()
+    assert [strip(trial) for trial in found] == [strip(trial) for trial in expected]
+    assert set(after) == set(
+        records(config.model_copy(update={"output_dir": str(tmp_path / "plain")}))
+    )
+
+
+def strip(trial: Trial) -> Trial:
+    """Less what no two runs share."""
+    return replace(trial, seconds=0.0, protocol="")
