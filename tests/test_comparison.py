@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gift_ray.records import write_json_atomic
 from gift_ray.report.collect import collect, unit_recoveries
 from gift_ray.report.curves import draw_curves
 from gift_ray.report.outline import write_comparison
+from gift_ray.report.series import attack_series
 from gift_ray.report.summary import summarize_comparison
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
@@ -164,3 +166,19 @@ def test_the_report_reads_the_same_units_from_the_folder(
     ours = {(groups[r.arm], r.concept, r.attack, r.seed): 1 - r.recovery for r in read.itertuples()}
     for row in rows.itertuples():
         assert ours[row.arm, row.concept, row.attack, row.seed] == pytest.approx(row.resistance)
+
+
+def test_an_attack_is_a_series_of_pictures_of_its_first_seed(plans: dict[str, Any]) -> None:
+    layout = plans["gift"]
+    arm = layout.defended[0]
+    series = [(name, step, image.size) for name, step, image in attack_series(layout, arm)]
+    # Two images of 16 px side by side, at every step at which the attack is looked at.
+    assert {name for name, _, _ in series} == {"dreambooth/cat"}
+    assert {size for _, _, size in series} == {(32, 16)}
+    scores = pd.read_parquet(
+        arm.attacks["cat", "dreambooth", 0].folder(layout.config.study_dir) / "scores.parquet"
+    )
+    assert [step for _, step, _ in series] == sorted(set(scores["step"]))
+    report = layout.config.report.model_copy(update={"images": "none"})
+    hidden = replace(layout, config=layout.config.model_copy(update={"report": report}))
+    assert list(attack_series(hidden, arm)) == []
