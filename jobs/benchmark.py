@@ -42,10 +42,11 @@ def main(arguments: argparse.Namespace) -> int:
     say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
     with session(config.cluster, study_dir):
         board = start_board()
-        with LiveProgress(read_board(board), len(steps)):
+        undefended = plans["undefended"]
+        # The undefended units are met twice.
+        with LiveProgress(read_board(board), len(steps) + len(undefended.steps())):
             # First what all arms are held against: an attack that teaches the undefended model nothing
             # is found before hours are spent on it.
-            undefended = plans["undefended"]
             run_steps(undefended.steps(), study_dir, config.cluster, board)
             for arm in undefended.defended:
                 scorecard(undefended, arm, study_dir)
