@@ -21,6 +21,7 @@ from gift_ray.report.collect import collect, unit_recoveries
 from gift_ray.report.curves import draw_curves
 from gift_ray.report.eval_unlearn import write_reports
 from gift_ray.report.outline import write_comparison
+from gift_ray.report.series import attack_series
 from gift_ray.report.summary import summarize_comparison
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
@@ -262,3 +263,19 @@ def test_the_report_reads_the_same_units_from_the_folder(
     assert ("unusable", "lora on cat proves nothing") in [
         (problem.kind, problem.why) for problem in collect(folder).problems
     ]
+
+
+def test_an_attack_is_a_series_of_pictures_of_its_first_seed(plans: dict[str, Any]) -> None:
+    layout = plans["gift"]
+    arm = layout.defended[0]
+    series = [(name, step, image.size) for name, step, image in attack_series(layout, arm)]
+    # Two images of 16 px side by side, at every step at which the attack is looked at.
+    assert {name for name, _, _ in series} == {"dreambooth/cat"}
+    assert {size for _, _, size in series} == {(32, 16)}
+    scores = pd.read_parquet(
+        arm.attacks["cat", "dreambooth", 0].folder(layout.config.study_dir) / "scores.parquet"
+    )
+    assert [step for _, step, _ in series] == sorted(set(scores["step"]))
+    report = layout.config.report.model_copy(update={"images": "none"})
+    hidden = dataclasses.replace(layout, config=layout.config.model_copy(update={"report": report}))
+    assert list(attack_series(hidden, arm)) == []

@@ -43,11 +43,13 @@ def main(arguments: argparse.Namespace) -> int:
     say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
     with session(config.cluster, study_dir):
         board = start_board()
-        with LiveProgress(read_board(board), len(steps)):
+        undefended = plans["undefended"]
+        # The undefended units are met twice.
+        with LiveProgress(read_board(board), len(steps) + len(undefended.steps())):
             # First what all arms are held against: what teaches the undefended model nothing proves
             # nothing, and is set aside before hours are spent on it.
-            run_steps(plans["undefended"].steps(), study_dir, config.cluster, board)
-            units = comparison.set_aside(plans["undefended"], study_dir)
+            run_steps(undefended.steps(), study_dir, config.cluster, board)
+            units = comparison.set_aside(undefended, study_dir)
             plans = comparison.without(plans, units)
 
             # A model that can't be trained is an answer too: the others go on.

@@ -126,6 +126,7 @@ class Study:
     tables: dict[str, pd.DataFrame]
     problems: list[Problem]
     provenance: dict[str, list[str]]
+    protocol_id: str
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -238,6 +239,7 @@ def collect(folder: Path, images: str | None = None) -> Study:
         tables=_compared_tables(summary) if rivals else {},
         problems=list(dict.fromkeys(problems)),
         provenance=_provenance(steps),
+        protocol_id=(summary or {}).get("protocol_id", ""),
     )
 
 

@@ -343,7 +343,7 @@ def heat_map(study: Study) -> go.Figure:
     for y, x in itertools.product(*map(range, mean.shape)):
         said, colour = cell(mean.iat[y, x], worst.iat[y, x])
         figure.add_annotation(x=x, y=y, text=said, showarrow=False, font_color=colour)
-    sides = [text(f"{name} ({role})", 30) for name, role in zip(mean.index, roles, strict=True)]
+    sides = [f"{text(name, 28)} ({role})" for name, role in zip(mean.index, roles, strict=True)]
     return figure.update_layout(
         xaxis={
             "tickvals": list(range(len(mean.columns))),

@@ -155,21 +155,21 @@ def nudity_table(study: Study) -> pd.DataFrame:
 
 
 def draw_curves(study: Study) -> Figure | None:
-    """A row for each malicious concept, a column for each recovery and similarity; chosen arms only."""
-    look, labels = styles(study.arms), {arm.key: arm.label for arm in study.arms if arm.chosen}
+    """A row for each attack on a malicious concept, a column for each recovery and similarity; chosen arms
+    only."""
+    chosen = [arm for arm in study.arms if arm.chosen]
+    look, names = styles(study.arms), {a.key: a.group if study.rivals else a.label for a in chosen}
     table = averaged(study.curves)
-    table = table[table["arm"].isin(labels) & table["concept"].isin(study.malicious)]
+    table = table[table["arm"].isin(names) & table["concept"].isin(study.malicious)]
     measured = study.config.scoring.similarities
-    metrics = [
-        m for m in (*(RECOVERY + m for m in measured), *measured) if m in set(table["metric"])
-    ]
-    concepts = [c for c in study.malicious if c in set(table["concept"])]
-    if not metrics:
+    known = set(table["metric"])
+    metrics = [m for m in (*(RECOVERY + m for m in measured), *measured) if m in known]
+    table = table[table["metric"].isin(metrics)]
+    if table.empty:
         return None
 
-    def cell(axes: Axes, concept: str, metric: str) -> None:
-        own = table[(table["concept"] == concept) & (table["metric"] == metric)]
-        for (arm, attack), curve in own.groupby(["arm", "attack"], sort=False):
+    def panel(axes: Axes, concept: str, metric: str, own: pd.DataFrame) -> None:
+        for arm, curve in own.groupby("arm", sort=False):
             curve, style = curve.sort_values("step"), look[arm]
             axes.plot(
                 curve["step"],
@@ -177,27 +177,30 @@ def draw_curves(study: Study) -> Figure | None:
                 color=style.colour,
                 linestyle=LINES[style.dash],
                 marker=MARKERS[style.symbol],
-                label=_name(f"{labels[arm]}, {attack}"),
+                label=_name(names[arm]),
             )
             axes.fill_between(
-                curve["step"], curve["low"], curve["high"], color=style.colour, alpha=0.15, lw=0
+                curve["step"], curve["low"], curve["high"], color=style.colour, alpha=0.1, lw=0
             )
         if (concept, metric) in study.chance:
             axes.axhline(study.chance[concept, metric], color="grey", linestyle=":", label="chance")
         if metric.startswith(RECOVERY):
             axes.set_ylim(-0.05, 1.05)
-        _words(axes, "attack step", metric, concept)
-        axes.legend(fontsize=6, loc="lower right")
 
-    figure = _sheet(len(concepts), len(metrics))
-    for (i, concept), (j, metric) in (
-        (a, b) for a in enumerate(concepts) for b in enumerate(metrics)
-    ):
-        cell(
-            figure.add_subplot(len(concepts), len(metrics), 1 + i * len(metrics) + j),
-            concept,
-            metric,
-        )
+    rows = list(table.groupby(["concept", "attack"], sort=False))
+    figure = _sheet(len(rows), len(metrics))
+    for i, ((concept, attack), own) in enumerate(rows):
+        for j, metric in enumerate(metrics):
+            axes = figure.add_subplot(len(rows), len(metrics), 1 + i * len(metrics) + j)
+            panel(axes, concept, metric, own[own["metric"] == metric])
+            _words(axes, "attack step", metric, f"{concept}: {attack}")
+    # One legend for all: whoever is in any panel is named once.
+    entries = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 

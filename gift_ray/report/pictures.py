@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,4 +226,4 @@ def _paste(
 
 
 def _wrapped(text: str, width: int = 28, lines: int = 5) -> str:
-    return "\n".join([text[i : i + width] for i in range(0, len(text), width)][:lines])
+    return "\n".join(textwrap.wrap(text, width)[:lines])

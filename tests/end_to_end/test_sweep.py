@@ -123,6 +123,8 @@ class TestSweep:
             assert min(p.step for p in curve) == 0
             assert len(curve) == 3
             assert "defense.beta" in child.data.params
+            assert len(client.list_artifacts(child.info.run_id, "images")) > 0
+        assert client.get_metric_history(parent.info.run_id, "dreambooth/cat/dino")
 
     def test_registered_model_loads_in_plain_diffusers_and_draws(self, finished):
         study, _ = finished
@@ -160,6 +162,7 @@ class TestSweep:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         (path,) = study.glob("attack-*.json")
         assert json.loads(path.read_text())["scorecard"] == chosen["scorecard"]
+        assert "Standings" in (path.with_suffix("") / "report.html").read_text()
 
     def test_unseen_attacks_decide_at_the_gate_which_refuses_with_exit_3_and_the_reason(
         self, finished
