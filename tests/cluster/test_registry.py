@@ -146,7 +146,7 @@ def race(config: StudyConfig, tmp_path: Path) -> Callable[..., list[list[dict]]]
             number, wanted = item
             texts = [config.model_dump_json(), str(gate), json.dumps(wanted, default=str)]
             command = [sys.executable, "-c", DRIVER, *texts, f"driver{number}"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
             assert done.returncode == 0, done.stderr[-3000:]
             return json.loads(done.stdout.splitlines()[-1])
 
