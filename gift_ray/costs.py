@@ -114,7 +114,7 @@ def _likeness(identity: Mapping[str, Any]) -> str:
     plugin = identity.get("defense") or identity.get("attack") or {}
     sizes = [plugin.get(n) for n in ("name", "defenses", "max_train_steps", "train_batch_size")]
     asked = [len(identity.get(name, ())) for name in ("prompts", "asked")]
-    return json.dumps([identity["kind"], sizes, asked, identity.get("drawing")])
+    return canonical([identity["kind"], sizes, asked, identity.get("drawing")])
 
 
 def forecast(layout: Plan, each: Sequence[Step], fingerprint: str) -> list[str]:
