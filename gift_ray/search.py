@@ -75,8 +75,10 @@ class Search:
         self.waiting = ledger.unfinished()
 
     def remaining(self) -> int:
-        """How many trials are still to be run."""
-        return self.search.num_samples - len(self.ledger.ended())
+        """How many trials are still to be run; none when the budget is spent."""
+        if self.search.budget_hours and self.spent_hours() >= self.search.budget_hours:
+            return 0
+        return max(0, self.search.num_samples - len(self.ledger.ended()))
 
     def spent_hours(self) -> float:
         """Of GPU where units have one, else of units; by all drivers of this search."""
@@ -85,7 +87,7 @@ class Search:
 
     def next(self) -> Trial | None:
         """The next trial, written down before it begins; None when all are begun or the budget is spent."""
-        if self.search.budget_hours and self.spent_hours() >= self.search.budget_hours:
+        if self.remaining() == 0:
             return None
         if self.waiting:
             return self.waiting.pop(0)
