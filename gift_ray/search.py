@@ -75,8 +75,10 @@ class Search:
         self.waiting = ledger.unfinished()
 
     def remaining(self) -> int:
-        """How many trials are still to be run."""
-        return self.search.num_samples - len(self.ledger.ended())
+        """How many trials are still to be run; none when the budget is spent."""
+        if self.search.budget_hours and self.spent_hours() >= self.search.budget_hours:
+            return 0
+        return max(0, self.search.num_samples - len(self.ledger.ended()))
 
     def spent_hours(self) -> float:
         """Of GPU where units have one, else of units; by all drivers of this search."""
@@ -85,7 +87,7 @@ class Search:
 
     def next(self) -> Trial | None:
         """The next trial, written down before it begins; None when all are begun or the budget is spent."""
-        if self.search.budget_hours and self.spent_hours() >= self.search.budget_hours:
+        if self.remaining() == 0:
             return None
         if self.waiting:
             return self.waiting.pop(0)
@@ -130,12 +132,24 @@ def propose(config: StudyConfig, known: Sequence[Trial], number: int) -> dict[st
         points = itertools.product(*(option.points() for option in space.values()))
         return dict(zip(space, next(itertools.islice(points, number, None)), strict=True))
 
+    if search.algorithm == "random" or len(known) < STARTUP:
+        # The draw of this number in one stream.
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
+        draws = [_ask(config, space, study.ask()) for _ in range(number + 1)]
+        return draws[-1]
+
     # Optuna is told everything anew: there is no state of its own that could be lost.
     seed = Seeds(config.seed).generator("search", number).initial_seed() % 2**32
-    directions = ["maximize"] * (2 if search.pareto else 1)
-    study = optuna.create_study(sampler=_sampler(search, seed), directions=directions)
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=1),
+        directions=["maximize"] * (2 if search.pareto else 1),
+    )
     study.add_trials([_told(search, space, trial) for trial in known])
-    asked = study.ask()
+    return _ask(config, space, study.ask())
+
+
+def _ask(config: StudyConfig, space: Mapping[str, Range], asked: optuna.Trial) -> dict[str, Any]:
+    """A value for every option whose condition holds."""
     values: dict[str, Any] = {}
     for path, option in space.items():
         if holds(settings(config, values), option.when):
@@ -152,12 +166,6 @@ def _suggest(asked: optuna.Trial, path: str, option: Range) -> Any:
     if option.integer:
         return asked.suggest_int(path, round(low), round(high), log=option.log)
     return asked.suggest_float(path, low, high, log=option.log)
-
-
-def _sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
-    if search.algorithm == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
 
 
 def distribution(option: Range) -> BaseDistribution:
@@ -306,7 +314,8 @@ def rungs(layout: Plan) -> list[tuple[list[Step], list[Key]]]:
         ([step for arm in arms for step in arm.samples.values()], [])
     ]
     keys = list(dict.fromkeys(key for arm in arms for key in arm.attacks))
-    order = list(dict.fromkeys(concept for concept, _, _ in keys))
+    concepts = layout.config.concepts
+    order = [concept.name for concept in (*concepts.malicious, *concepts.safe)]
     lengths = {
         name: plugins.build("attacks", a.name, a.options).evaluation_steps()[-1]
         for name, a in attack_names(layout.config).items()

@@ -22,18 +22,21 @@ from gift_ray.plan import (
     before_added,
     check_data,
     check_similarities,
+    closure,
     configure,
     curves,
     execute,
     labelled_scores,
     load_study,
+    outlook,
     plan,
     protocol_id,
     scorecard,
     scores,
     verdict_id,
 )
-from gift_ray.records import read_record
+from gift_ray.records import is_done, read_record
+from gift_ray.search import evaluate, rungs
 
 
 def concept(name: str, match: str) -> dict[str, Any]:
@@ -335,6 +338,56 @@ def test_a_defended_arm_gets_a_scorecard(finished: tuple[Plan, Path]) -> None:
         assert card.reported["kid/safe"] != 0
         (curve,) = card.concepts[name].curves.values()
         assert list(curve) == [0, 1, 2, 4, 8]
+
+
+def test_what_a_model_can_still_become_only_falls_to_its_verdict(
+    finished: tuple[Plan, Path],
+) -> None:
+    layout, study_dir = finished
+    for arm in layout.defended:
+        keys = list(arm.attacks)
+        seen = [outlook(layout, arm, study_dir, keys[:n]) for n in range(len(keys) + 1)]
+        card = scorecard(layout, arm, study_dir)
+        assert seen[0].resistance == 1, "no attack has been seen"
+        for name in ("objective", "resistance", "retention"):
+            column = [getattr(standing, name) for standing in seen]
+            assert column == sorted(column, reverse=True)
+            assert column[-1] == getattr(card, name)
+        assert seen[0].retention > card.retention
+
+
+def test_rungs_are_everything_once_from_cheap_to_dear(raw: dict[str, Any]) -> None:
+    attacks = [{**raw["attacks"][0], "max_train_steps": steps} for steps in (8, 4)]
+    space = {"defense.beta": {"low": 0.1, "high": 1}}
+    layout = plan(study(raw, attacks=attacks, search={"space": space, "pruner": "bound"}))
+    ladder = rungs(layout)
+    assert [keys for _, keys in ladder] == [
+        [],
+        *([(concept, attack, 0)] for attack in ("dreambooth-2", "dreambooth")
+          for concept in ("cat", "dog", "tree")),
+    ]  # fmt: skip
+    done = [step.fingerprint for steps, _ in ladder for step in steps]
+    arms = layout.defended
+    wanted = [s for arm in arms for s in (*arm.samples.values(), *arm.attacks.values())]
+    assert sorted(done) == sorted(step.fingerprint for step in wanted)
+    # Nothing is compared without a pruner: then all attacks run at the same time.
+    assert len(rungs(plan(study(raw, search={"space": space})))) == 2
+
+
+def test_a_destroyed_model_is_found_before_it_is_attacked(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    # At this rate nothing is left of the one safe prompt group that is drawn: at best half of retention.
+    config = study(raw, output_dir=str(tmp_path), defense__alpha_outer=0.1, scoring__min_retention=0.6,
+                   concepts__malicious=[concept("cat", "^CAT( FACE)?$")])  # fmt: skip
+    layout, study_dir = plan(config), config.study_dir
+    run(closure([*layout.undefended.samples.values(), *layout.chance_prompt.values()]), study_dir)
+    (outcome,) = evaluate(config, {}, lambda steps: run(closure(steps), study_dir))
+    assert outcome.state == "infeasible"
+    assert outcome.reason == "cat: retention 0.500 is under 0.6"
+    (arm,) = layout.defended
+    assert is_done(arm.immunize.folder(study_dir))
+    assert not any(is_done(s.inputs["images"].folder(study_dir)) for s in arm.attacks.values())
 
 
 def test_doing_a_study_twice_computes_nothing(finished: tuple[Plan, Path]) -> None:
