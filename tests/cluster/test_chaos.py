@@ -13,29 +13,22 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from nodes import add_worker, start_cluster
 from ray.cluster_utils import Cluster
 from tiny import make_encoders
 
 from gift_ray import comparison
-from gift_ray.cluster import start_with
 from gift_ray.config import ModelConfig, StudyConfig
 from gift_ray.plan import Step, closure, execute, load_study, scorecard
 from gift_ray.records import RECORD, read_record
 
 ROOT = Path(__file__).parents[2]
-# A lost node is noticed in seconds, where Ray would take half a minute.
-IMPATIENT = {
-    "health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3,
-}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -48,7 +41,7 @@ IMPATIENT = {
 def test_killed_study_leaves_what_an_undisturbed_one_leaves(kills, seeds, tiny_config, tmp_path):
     config = write_study(tmp_path, tiny_config, seeds)
     study_dir = tmp_path / "chaos" / "small"
-    with nodes(2) as cluster, Watch(study_dir / "steps") as watch:
+    with start_cluster(workers=2, num_cpus=0) as cluster, Watch(study_dir / "steps") as watch:
         survived = run_and_kill(cluster, config, tmp_path, watch, kills)
 
     # Undisturbed: the same plan, step by step, in this process.
@@ -109,7 +102,7 @@ def write_study(folder: Path, model: ModelConfig, seeds: int) -> Path:
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
             "encoders": make_encoders(folder / "encoders"),
             "safe_prompts": ["a dog", "a car"],
-            "num_images_per_prompt": 1,
+            "num_images_per_prompt": 2,
             "num_inference_steps": 2,
         },
         "scoring": {"similarities": ["clip_image"]},
@@ -120,25 +113,6 @@ def write_study(folder: Path, model: ModelConfig, seeds: int) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(study))
     return path
-
-
-@contextmanager
-def nodes(count: int) -> Iterator[Cluster]:
-    """A head that runs no unit, and `count` nodes that run one at a time."""
-    start_with(os.environ)
-    head = {
-        "num_cpus": 0,
-        "include_dashboard": False,
-        "dashboard_port": None,
-        "_system_config": IMPATIENT,
-    }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(count):
-            cluster.add_node(num_cpus=1)
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 def run_and_kill(
@@ -162,7 +136,7 @@ def run_and_kill(
                 cluster.remove_node(
                     rng.choice(sorted(cluster.worker_nodes, key=str)), allow_graceful=False
                 )
-                cluster.add_node(num_cpus=1)
+                add_worker(cluster)
             if kind == "driver":
                 driver.kill()
                 driver.wait()
