@@ -13,7 +13,6 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     MLFLOW_DISABLE_TELEMETRY="true",
-    RAY_raylet_start_wait_time_s="120",  # a busy machine's nodes come up late
 )
 
 from pathlib import Path
