@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
 
 # Read when the libraries are imported, so set before anything of ours is.
 os.environ.update(
@@ -11,7 +13,6 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     MLFLOW_DISABLE_TELEMETRY="true",
-    RAY_raylet_start_wait_time_s="120",  # a busy machine's nodes come up late
 )
 
 from pathlib import Path
@@ -32,7 +33,7 @@ torch.set_num_threads(1)
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the tests: files stay whole, and all that start Ray take turns in one of them
-    (some kill whatever looks like a worker)."""
+    (two clusters on two cores would starve each other)."""
     starts_ray = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         group = "ray" if item.path in starts_ray else item.path.stem
@@ -79,3 +80,12 @@ def journal(tmp_path: Path) -> LocalJournal:
 @pytest.fixture
 def killed_journal(tmp_path: Path) -> KilledJournal:
     return KilledJournal(tmp_path / "killed.safetensors", every=1)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """This process may write no file beyond 4 kB: the system's answer is that of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

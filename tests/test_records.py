@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +88,6 @@ def test_a_writer_whose_folder_the_first_one_took_away_has_its_result(tmp_path: 
         return {"count": 2}
 
     assert write_step(tmp_path / "step", IDENTITY, overtaken).result == {"count": 1}
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """This process may write no file beyond 4 kB: the system's answer is that of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, full_disk: None) -> None:

@@ -9,7 +9,8 @@ from collections.abc import MutableMapping
 # that waits for resources must not burn its retries while it queues. Idle processes are kept for a
 # while (default 1 s): the models that they loaded are the point. PL_DISABLE_FORK is what Tune sets for its
 # trials: without it their units would not get the processes that the driver's units have warmed. Processes
-# that Ray starts ahead would have other settings than ours, and never be used.
+# that Ray starts ahead would have other settings than ours, and never be used. A task that its node has no
+# memory for is retried without end by default.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "300000",
+    "RAY_task_oom_retries": "3",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -47,3 +49,5 @@ def _choose_authentication() -> None:
 
 
 _choose_authentication()
+# Some are read when Ray is imported.
+start_with(os.environ)

@@ -1,5 +1,6 @@
-"""A machine that is taken back: SIGTERM reaches the processes of its units. One that trains saves at its
-next step and ends; Ray's retry continues on another node. What does not train ends at once, as Ray has it.
+"""A machine that is taken back. Its units learn it by SIGTERM, or from Ray, which drains a node whose `ray
+start` got SIGTERM and tells its units nothing. One that trains saves at its next step and ends; Ray's retry
+continues on another node. What does not train is begun again there.
 """
 
 from __future__ import annotations
@@ -12,31 +13,39 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray._private.state import state
 
+POLL_S = 1.0
 _asked = threading.Event()
 
 
 @contextmanager
 def notice() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM ends nothing; whether it came is what the function given says.
+    """Within the block SIGTERM ends nothing; whether this process should end is what the function
+    given says.
 
     For a Ray task, which has its process's main thread.
 
     Raises:
-        SystemExit: at the block's end, if SIGTERM came: Ray takes the process for lost, and retries.
+        SystemExit: at the block's end, if it should: Ray takes the process for lost, and retries.
     """
     before = signal.signal(signal.SIGTERM, _note)
+    over = threading.Event()
+    threading.Thread(target=_watch_node, args=[over], daemon=True).start()
     try:
         yield _asked.is_set
     finally:
+        over.set()
         signal.signal(signal.SIGTERM, before)
     if _asked.is_set():
         raise SystemExit("asked to end")
 
 
 def notice_in_actor() -> Callable[[], bool]:
-    """The same for a thread of an actor: only the actor's main thread may say what a signal does."""
+    """The same for a thread of an actor, until it ends: only an actor's main thread may say what a
+    signal does."""
     ray.get(ray.get_runtime_context().current_actor.__ray_call__.remote(_note_from_now_on))
+    threading.Thread(target=_watch_node, args=[threading.Event()], daemon=True).start()
     return _asked.is_set
 
 
@@ -46,3 +55,12 @@ def _note(_signal: int, _frame: FrameType | None) -> None:
 
 def _note_from_now_on(_actor: Any) -> None:
     signal.signal(signal.SIGTERM, _note)
+
+
+def _watch_node(over: threading.Event) -> None:
+    """As Ray Train's own watcher asks; there is no public question."""
+    here = ray.get_runtime_context().get_node_id()
+    while not over.wait(POLL_S):
+        if here in state.get_draining_nodes():
+            _asked.set()
+            return

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -55,7 +55,9 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if address != "local":
-            _require_closed(joined.dashboard_url)
+            require_closed(
+                [node["NodeManagerAddress"] for node in ray.nodes()], joined.dashboard_url
+            )
         _preflight(cluster, study_dir)
         yield
     finally:
@@ -71,12 +73,18 @@ def slots(cluster: ClusterConfig) -> int:
     return max(1, min(fits))
 
 
-def _require_closed(dashboard_url: str | None) -> None:
+def require_closed(addresses: Sequence[str], dashboard_url: str | None) -> None:
     """Refuse a cluster that others reach and that asks nobody for a token: it runs anyone's code, and
     ours beside it. `RAY_AUTH_MODE=disabled` says that this is meant: only friends reach it.
+
+    Args:
+        addresses: of its nodes.
+        dashboard_url: host:port of its dashboard, if it has one.
+
+    Raises:
+        ConfigError: it is open, and nobody said that it should be.
     """
-    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    beyond = sorted(a for a in addresses if not ip_address(a).is_loopback)
+    beyond = sorted({a for a in addresses if not ip_address(a).is_loopback})
     if (
         not beyond
         or os.environ.get("RAY_AUTH_MODE") == "disabled"

@@ -33,8 +33,7 @@ class TrainJournal(Journal):
         super().__init__(every)
         # A group saves together and would have to leave together: it restarts from its last checkpoint.
         if ray.train.get_context().get_world_size() == 1:
-            asked = notice_in_actor()
-            self.leaving = lambda: asked() or ray.train.get_preemption_info() is not None
+            self.leaving = notice_in_actor()
 
     def write(self, step: int, checkpoint: dict[str, Any]) -> None:
         # Every worker reports, as Train waits for all of them; they hold the same, and one writes it.
@@ -135,11 +134,13 @@ def attempt(
 
 def lost(error: Exception, cluster: ClusterConfig) -> str:
     """Why a unit whose workers were lost again and again was given up, in words."""
-    times = f"{cluster.max_failures + 1} times (cluster.max_failures: {cluster.max_failures})"
     if isinstance(error, OutOfMemoryError):
         return (
-            f"its node ran out of memory {times}; raise cluster.cpus_per_unit, so that fewer units "
-            "share a node, or lower train_batch_size"
+            "its node ran out of memory again and again; raise cluster.cpus_per_unit, so that fewer "
+            "units share a node, or lower train_batch_size"
         )
     reason = str(error).strip().splitlines()[0]
-    return f"its worker was lost {times}: {type(error).__name__}: {reason}; run again to continue"
+    return (
+        f"its worker was lost {cluster.max_failures + 1} times (cluster.max_failures: "
+        f"{cluster.max_failures}), at last by {type(error).__name__}: {reason}; run again to continue"
+    )

@@ -13,29 +13,27 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
+from nodes import IMPATIENT, add_worker, start_cluster
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from tiny import make_encoders
 
 from gift_ray import comparison
-from gift_ray.cluster import start_with
+from gift_ray.cluster import ENVIRONMENT
+from gift_ray.cluster.board import start_board
+from gift_ray.cluster.run import run_steps
 from gift_ray.config import ModelConfig, StudyConfig
 from gift_ray.plan import Step, closure, execute, load_study, scorecard
 from gift_ray.records import RECORD, read_record
 
 ROOT = Path(__file__).parents[2]
-# A lost node is noticed in seconds, where Ray would take half a minute.
-IMPATIENT = {
-    "health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3,
-}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -48,7 +46,7 @@ IMPATIENT = {
 def test_killed_study_leaves_what_an_undisturbed_one_leaves(kills, seeds, tiny_config, tmp_path):
     config = write_study(tmp_path, tiny_config, seeds)
     study_dir = tmp_path / "chaos" / "small"
-    with nodes(2) as cluster, Watch(study_dir / "steps") as watch:
+    with start_cluster(workers=2, num_cpus=0) as cluster, Watch(study_dir / "steps") as watch:
         survived = run_and_kill(cluster, config, tmp_path, watch, kills)
 
     # Undisturbed: the same plan, step by step, in this process.
@@ -73,6 +71,70 @@ def test_killed_study_leaves_what_an_undisturbed_one_leaves(kills, seeds, tiny_c
         for arm in layout.defended:
             cards = [scorecard(layout, arm, d) for d in (study_dir, tmp_path / "undisturbed")]
             assert repr(asdict(cards[0])) == repr(asdict(cards[1]))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_drained_node_hands_over_what_it_has_trained(tiny_config, tmp_path):
+    config = load_study(
+        write_study(tmp_path, tiny_config, seeds=1),
+        ["cluster.checkpoint_every=100000", "defense.max_train_steps=400"],
+    )
+    step = comparison.layouts(config)["gift"].defended[0].immunize
+    study_dir, saved = tmp_path / "drained", threading.Event()
+    with start_cluster(workers=2, num_cpus=0) as cluster, Watch(study_dir / "steps") as watch:
+        nodes = {node.node_id: node for node in cluster.worker_nodes}
+        ray.init(
+            address=cluster.address, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT}
+        )
+
+        def drain() -> None:
+            while not watch.attempts[step.name]:
+                time.sleep(0.001)
+            busy = next(n for n, used in used_cpus().items() if used and n in nodes)
+            deadline_ms = int(1000 * (time.time() + 60))
+            client = nodes[busy].get_gcs_client()
+            client.drain_node(
+                busy, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "test", deadline_ms
+            )
+            while not step.checkpoint(study_dir).exists():
+                time.sleep(0.001)
+            saved.set()
+
+        threading.Thread(target=drain, daemon=True).start()
+        run_steps([step], study_dir, config.cluster, start_board())
+        ray.shutdown()
+    assert saved.is_set(), "nothing was saved, though no checkpoint was due"
+    for needed in [*step.inputs.values(), step]:
+        execute(needed, tmp_path / "undisturbed")
+    assert files(step, study_dir) == files(step, tmp_path / "undisturbed")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_node_without_memory_ends_in_one_line(tiny_config, tmp_path):
+    config = write_study(tmp_path, tiny_config, seeds=1)
+    # To Ray's memory monitor this machine is full as it stands.
+    full = {"_system_config": {**IMPATIENT, "memory_usage_threshold": 0.01}}
+    with start_cluster(workers=1, num_cpus=0, **full) as cluster:
+        driver = start_driver(cluster, config, tmp_path)
+        assert driver.wait() == 1
+    (line,) = [
+        line
+        for line in (tmp_path / "driver.log").read_text().splitlines()
+        if line.startswith("error: ")
+    ]
+    assert "its node ran out of memory" in line
+    assert not list((tmp_path / "chaos" / "small" / "steps").glob("[!.]*"))
+
+
+def used_cpus() -> dict[str, float]:
+    """Node id -> cores that units hold."""
+    free = ray._private.state.available_resources_per_node()
+    return {
+        n["NodeID"]: n["Resources"].get("CPU", 0) - free[n["NodeID"]].get("CPU", 0)
+        for n in ray.nodes()
+    }
 
 
 def files(step: Step, study_dir: Path) -> dict[str, str]:
@@ -109,7 +171,7 @@ def write_study(folder: Path, model: ModelConfig, seeds: int) -> Path:
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
             "encoders": make_encoders(folder / "encoders"),
             "safe_prompts": ["a dog", "a car"],
-            "num_images_per_prompt": 1,
+            "num_images_per_prompt": 2,
             "num_inference_steps": 2,
         },
         "scoring": {"similarities": ["clip_image"]},
@@ -120,25 +182,6 @@ def write_study(folder: Path, model: ModelConfig, seeds: int) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(study))
     return path
-
-
-@contextmanager
-def nodes(count: int) -> Iterator[Cluster]:
-    """A head that runs no unit, and `count` nodes that run one at a time."""
-    start_with(os.environ)
-    head = {
-        "num_cpus": 0,
-        "include_dashboard": False,
-        "dashboard_port": None,
-        "_system_config": IMPATIENT,
-    }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(count):
-            cluster.add_node(num_cpus=1)
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 def run_and_kill(
@@ -162,7 +205,7 @@ def run_and_kill(
                 cluster.remove_node(
                     rng.choice(sorted(cluster.worker_nodes, key=str)), allow_graceful=False
                 )
-                cluster.add_node(num_cpus=1)
+                add_worker(cluster)
             if kind == "driver":
                 driver.kill()
                 driver.wait()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -12,33 +15,35 @@ import psutil
 import pytest
 import ray
 import torch
+from nodes import start_cluster
 from safetensors.torch import load_file
 
-from gift_ray.cluster import ENVIRONMENT, start_with
+from gift_ray.cluster import ENVIRONMENT
 from gift_ray.cluster.board import Event, read_board, start_board
 from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import slots
+from gift_ray.cluster.train import attempt
 from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
-from gift_ray.errors import UnitFailed
+from gift_ray.errors import ClusterFailed, UnitFailed
 from gift_ray.models import base_model
 from gift_ray.plan import Step, execute, plan
-from gift_ray.records import read_record
+from gift_ray.records import is_done, load_state, read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    # The raylet reads its settings from the environment of whoever starts it.
-    start_with(os.environ)
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
-        runtime_env={"env_vars": ENVIRONMENT},
-    )  # fmt: skip
-    yield ClusterConfig(cpus_per_unit=1, checkpoint_every=10)
-    ray.shutdown()
+    with start_cluster(num_cpus=2, num_gpus=1) as started:
+        ray.init(
+            address=started.address, log_to_driver=False, logging_level="error",
+            runtime_env={"env_vars": ENVIRONMENT},
+        )  # fmt: skip
+        yield ClusterConfig(cpus_per_unit=1, checkpoint_every=10)
+        ray.shutdown()
 
 
-def study(tiny_config: ModelConfig, **defense: object) -> StudyConfig:
+def study(tiny_config: ModelConfig, seed: int = 0, **defense: object) -> StudyConfig:
     concept = {
         "name": "cat",
         "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
@@ -47,6 +52,7 @@ def study(tiny_config: ModelConfig, **defense: object) -> StudyConfig:
     return StudyConfig.model_validate(
         {
             "name": "tiny",
+            "seed": seed,
             "model": tiny_config.model_dump(),
             "concepts": {"malicious": [concept]},
             "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
@@ -89,28 +95,83 @@ def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
 
 
 def test_killed_train_worker_continues_and_equals_the_plain_loop(cluster, tiny_config, tmp_path):
-    # Long enough to be caught between a checkpoint and the end.
+    # Long enough to be caught while it trains; no checkpoint is ever due.
     step = immunize_step(study(tiny_config, max_train_steps=240))
-    killed = threading.Event()
+    cluster = cluster.model_copy(update={"checkpoint_every": 10**6})
+    here, seen = tmp_path / "cluster", []
 
-    def kill_once() -> None:
-        while not killed.is_set():
-            if list((tmp_path / "cluster" / "train" / step.name).glob("checkpoint_*")):
-                for process in psutil.process_iter(["cmdline"]):
-                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-                        process.kill()
-                        killed.set()
+    def end_twice() -> None:
+        # A machine that is taken back: it saves, though nothing was due, and ends.
+        attempt = wait_for_attempt(here, step, seen)
+        signal_unit("RayTrainWorker", signal.SIGTERM)
+        while not list((here / "train" / step.name).glob("checkpoint_*")):
             time.sleep(0.05)
+        seen.append(attempt)
+        # The next one dies without a word.
+        seen.append(wait_for_attempt(here, step, seen))
+        signal_unit("RayTrainWorker", signal.SIGKILL)
+        seen.append("killed")
 
-    killer = threading.Thread(target=kill_once, daemon=True)
-    killer.start()
-    run_steps([step], tmp_path / "cluster", cluster, start_board())
-    assert killed.is_set(), "the run ended before its worker could be killed"
+    with in_background(end_twice):
+        run_steps([step], here, cluster, start_board())
+    assert "killed" in seen, "the run ended before its worker was ended twice"
     for needed in [*step.inputs.values(), step]:
         execute(needed, tmp_path / "plain")
-    assert_same_weights(step, tmp_path / "cluster", tmp_path / "plain")
-    logs = [read_training(step, tmp_path / where) for where in ("cluster", "plain")]
-    assert logs[0].equals(logs[1])
+    assert_same_weights(step, here, tmp_path / "plain")
+    assert read_training(step, here).equals(read_training(step, tmp_path / "plain"))
+
+
+def test_sigterm_to_a_task_saves_and_the_retry_continues(cluster, tiny_config, tmp_path):
+    step = immunize_step(study(tiny_config))
+    cluster = cluster.model_copy(update={"under_train": (), "checkpoint_every": 10**6})
+    here, saved = tmp_path / "cluster", []
+
+    def take_back() -> None:
+        wait_for_attempt(here, step, [])
+        signal_unit(step.label, signal.SIGTERM)
+        while not step.checkpoint(here).exists():
+            time.sleep(0.001)
+        saved.append(load_state(step.checkpoint(here)))
+
+    with in_background(take_back):
+        run_steps([step], here, cluster, start_board())
+    assert saved, "it ended without a checkpoint"
+    for needed in [*step.inputs.values(), step]:
+        execute(needed, tmp_path / "plain")
+    assert_same_weights(step, here, tmp_path / "plain")
+
+
+def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(cluster, tiny_config, tmp_path):
+    # Three trials of several units each; half a GPU a unit, and there is one: two slots in all.
+    cluster = cluster.model_copy(
+        update={"under_train": (), "gpus_per_unit": 0.5, "cpus_per_unit": 0.5}
+    )
+    assert slots(cluster) == 2
+    trials = [plan(study(tiny_config, seed=seed)).undefended.steps() for seed in range(3)]
+    board, most, over = start_board(), [0], threading.Event()
+
+    def count_units() -> None:
+        while not over.wait(0.01):
+            private = list((tmp_path / "steps").glob(".*"))
+            most[0] = max(most[0], len(private))
+
+    def trial(steps: list[Step]) -> None:
+        run_steps(steps, tmp_path, cluster, board)
+
+    with in_background(count_units), ThreadPoolExecutor(len(trials)) as pool:
+        list(pool.map(trial, trials))
+        over.set()
+    assert all(is_done(step.folder(tmp_path)) for steps in trials for step in steps)
+    assert most[0] == 2
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_config, tmp_path, full_disk):
+    step = plan(study(tiny_config)).undefended.immunize
+    for needed in step.inputs.values():
+        failed = attempt(needed, tmp_path)
+        assert isinstance(failed, ClusterFailed)
+        assert "storage is full" in str(failed)
+        assert list((tmp_path / "steps").iterdir()) == []
 
 
 def test_two_workers_train_what_one_does(cluster, tiny_config, tmp_path):
@@ -176,6 +237,35 @@ def test_other_units_go_on_where_a_failure_is_told(cluster, tiny_config, tmp_pat
     assert list(told) == [arm.immunize.fingerprint]
     done = [step for step in layout.steps() if step.folder(tmp_path).exists()]
     assert {s.fingerprint for s in done} == {s.fingerprint for s in layout.shared()}
+
+
+@contextmanager
+def in_background(work: Callable[[], None]) -> Iterator[None]:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield
+    thread.join(timeout=10)
+
+
+def wait_for_attempt(study_dir: Path, step: Step, seen: list[str]) -> str:
+    """The private folder of an attempt at a step; it is there before the attempt begins to train."""
+    while True:
+        for private in (study_dir / "steps").glob(f".{step.name}.*"):
+            if private.name not in seen:
+                return private.name
+        time.sleep(0.001)
+
+
+def signal_unit(title: str, number: signal.Signals) -> None:
+    """To the processes of this title that our own cluster has started, and to no others."""
+    found = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if title in " ".join(process.cmdline())
+    ]
+    assert found
+    for process in found:
+        process.send_signal(number)
 
 
 def assert_same_weights(step: Step, one: Path, other: Path) -> None:

@@ -1,0 +1,135 @@
+"""How far units spread, and what spreading costs.
+
+    python benchmarks/scaling.py speedup [units]              # real units on 1 worker, then on 2
+    python benchmarks/scaling.py scheduling WORKERS [units]   # units that do nothing, on as many fake CPUs
+
+`speedup` times independent attacks on the built-in model, after each worker's first. `scheduling` runs the
+real `run_steps` on a real Ray whose one node claims WORKERS cores, so that as many units are in flight; it
+shows what the driver and Ray's scheduler can do and how much memory the driver needs, not what machines
+would.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import ray
+
+from gift_ray.cluster import ENVIRONMENT, run, start_with
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.config import ClusterConfig
+from gift_ray.plan import Step, load_study, plan
+from gift_ray.records import read_record
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+# The demo's attack on the undefended model: 20 steps, 16 images, each unit with a seed of its own.
+SMALL = [
+    "concepts.malicious.0.source.num_images=7",
+    "prior.source.num_images=30",
+    "defense={name: none}",
+]
+
+
+def speedup(units: int) -> None:
+    """Seconds for the same units on one worker and on two, and what a unit costs beyond its work."""
+    seconds = {}
+    for workers in (1, 2):
+        with tempfile.TemporaryDirectory() as folder, cluster(workers):
+            # Each worker's first unit starts its process and loads its model.
+            attacks = independent_attacks(folder, units + workers)
+            settings = ClusterConfig(under_train=())
+            board = start_board()
+            run.run_steps(attacks[:workers], Path(folder), settings, board)
+            before = len(read_board(board)(0))
+            started = time.perf_counter()
+            run.run_steps(attacks[workers:], Path(folder), settings, board)
+            seconds[workers] = time.perf_counter() - started
+            ended = [e for e in read_board(board)(before) if e.state == "done"]
+            worked = [
+                read_record(s.folder(Path(folder))).provenance["seconds"] for s in attacks[workers:]
+            ]
+            overhead = (sum(e.seconds for e in ended) - sum(worked)) / units
+        print(
+            f"{workers} worker(s): {units} units in {seconds[workers]:.1f} s, {overhead:.2f} s a unit "
+            f"beyond its work; load {os.getloadavg()[0]:.1f}"
+        )
+    print(f"speed-up from 1 to 2 workers: {seconds[1] / seconds[2]:.2f}")
+
+
+def independent_attacks(folder: str, count: int) -> list[Step]:
+    seeds = f"seeds=[{', '.join(str(seed) for seed in range(count))}]"
+    config = load_study(DEMO, [*SMALL, seeds, f"output_dir={folder}"])
+    attacks = plan(config).undefended.attacks
+    return [step.inputs["images"] for (concept, _, _), step in attacks.items() if concept == "cat"]
+
+
+def scheduling(workers: int, units: int) -> None:
+    """Units that do nothing through the real run_steps, `workers` of them in flight."""
+    nothing = [
+        Step(kind="evaluate", label=f"nothing {i}", spec={}, identity={"i": i})
+        for i in range(units)
+    ]
+    run._unit = ray.remote(max_calls=0)(do_nothing)  # type: ignore[assignment]
+    driver = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder, cluster(workers):
+        board, settings = start_board(), ClusterConfig(under_train=())
+        run.run_steps(nothing[:1], Path(folder), settings, board)
+        before, peak, over = driver.memory_info().rss, [0], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.2):
+                peak[0] = max(peak[0], driver.memory_info().rss)
+
+        threading.Thread(target=watch, daemon=True).start()
+        started, cpu = time.perf_counter(), driver.cpu_times()
+        run.run_steps(nothing[1:], Path(folder), settings, board)
+        seconds = time.perf_counter() - started
+        over.set()
+        spent = sum(driver.cpu_times()[:2]) - sum(cpu[:2])
+        processes = len(
+            [p for p in driver.children(recursive=True) if p.name().startswith("ray::")]
+        )
+    print(
+        f"{workers} workers: {units} units in {seconds:.1f} s, {units / seconds:.0f} units/s, "
+        f"{1000 * spent / units:.1f} ms of the driver's CPU time each; driver "
+        f"{before / 2**20:.0f} MiB before, {peak[0] / 2**20:.0f} at its peak; {processes} worker "
+        f"processes; load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def do_nothing(step: Step, study_dir: Path, checkpoint_every: int) -> None:
+    """A unit that is done at once."""
+
+
+@contextmanager
+def cluster(workers: int) -> Iterator[None]:
+    """A Ray of our own with so many cores."""
+    start_with(os.environ)
+    ray.init(
+        address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
+        logging_level="error", runtime_env={"env_vars": dict(ENVIRONMENT)},
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    if os.getloadavg()[0] > 1:
+        print(f"this machine is not idle: load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    kind, *numbers = sys.argv[1:]
+    if kind == "speedup":
+        speedup(int(numbers[0]) if numbers else 8)
+    else:
+        scheduling(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 2000)
+    print(f"ray {ray.__version__}, {os.cpu_count()} cores, {platform.machine()}")
