@@ -185,11 +185,9 @@ class Gift(Defense):
         noise, timesteps = model.draw(len(batch), generator)
 
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
-            part = batch.take(rows), timesteps[rows], noise[rows]
+            mine, t, eps = batch.take(rows), timesteps[rows], noise[rows]
             with capture(model.layers(self.noise_layers)) as activations:
-                mse = model.denoising_loss(
-                    part[0].latents, part[0].encoder_hidden_states, *part[1:]
-                )
+                mse = model.denoising_loss(mine.latents, mine.encoder_hidden_states, t, eps)
             l_max = max_loss(mse, self.max_loss, self.margin).mean()
             layers = target.losses(activations, batch.keys, seeds, index, rows)
             l_noise = torch.stack(list(layers.values())).sum()
@@ -199,12 +197,12 @@ class Gift(Defense):
                 "mse_malicious": mse.mean().item(),
             }
             values |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
-            values |= target.diagnostics(activations, *part)
+            values |= target.diagnostics(activations, mine, t, eps)
             return self.max_weight * l_max + self.beta * l_noise, values
 
         if not self.concept_projection:
             return _gradients_of(outer, loss_of, range(len(batch)), len(batch))
-        # One concept at a time: its share of the gradient, of the mean that is logged.
+        # One concept at a time: its share of the batch's gradient, and of the means that are logged.
         each = [_gradients_of(outer, loss_of, rows, len(batch)) for rows in concepts]
         order = torch.randperm(len(each), generator=generator).tolist()
         gradients = without_conflicts([gradients for gradients, _ in each], order)
