@@ -162,7 +162,11 @@ def choose(arm: Arm, judged: list[Judgement], tracker: Tracker) -> dict[str, Any
     malicious = ", ".join(arm.malicious)
     own = [j for j in judged if j.finalist.arm.malicious == arm.malicious]
     if not own:
-        return {"malicious": malicious, "registered": None, "refused": "every trial failed"}
+        return {
+            "malicious": malicious,
+            "registered": None,
+            "refused": "no trial left a model to judge",
+        }
     for judgement in own:
         say(f"gate         {malicious}: {judgement}")
     best = max(own, key=lambda judgement: judgement.rank)
