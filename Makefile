@@ -14,7 +14,7 @@ test: .venv/ready check chromium
 
 # 20 workers, nodes and drivers killed while a small study runs; minutes, and not part of `make test`.
 chaos: .venv/ready
-	$(BIN)/python -m pytest tests/cluster/test_chaos.py -m chaos -s $(ARGS)
+	$(BIN)/python -m pytest tests/cluster/test_chaos.py -m chaos -n 0 -s $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
