@@ -16,6 +16,8 @@ from gift_ray.plan import attack_names, load_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+# Those in configs/cluster are of Ray and Kubernetes.
+CONFIGS = [path for path in CONFIGS if path.parent.name != "cluster"]
 STUDY: dict[str, Any] = {
     "name": "test",
     "concepts": {

@@ -37,7 +37,9 @@ class Lpips(Metric):
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         name = context.encoders["lpips"]
         distances = _published if name in PUBLISHED else _unweighted
-        return 1 - distances(name, images, context.references).min(1).values.numpy()
+        nearest = distances(name, images, context.references).min(1).values
+        # Rounding can take a distance of zero below it.
+        return 1 - nearest.clamp_min(0).numpy()
 
 
 def _unweighted(
