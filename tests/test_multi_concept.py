@@ -162,7 +162,7 @@ def test_the_job_says_what_each_way_is_worth_and_leaves_its_models(
         assert ("regressions" in summary) == (name == "added")
         assert len(summary["matrix"]) == len(matrix(layout, study_dir))
         assert f"{expected['worst resistance']:.3f}" in done.stdout
-        for arm, model in zip(layout.defended, summary["models"], strict=True):
+        for arm, model in zip(layout.defended, summary["released"], strict=True):
             assert model["concepts"] == list(arm.malicious)
             released = DiffusionPipeline.from_pretrained(model["folder"]).unet.state_dict()
             weights = load_file(arm.immunize.folder(study_dir) / "unet.safetensors")

@@ -75,5 +75,5 @@ def write_results(layout: Plan, before: Plan | None, study_dir: Path) -> None:
         changes = regressions(before, layout, study_dir)
         console.console.print(as_text(changes, "md"), markup=False)
         found["regressions"] = changes.to_dict("records")
-    write_json_atomic(path, {**found, "models": models})
+    write_json_atomic(path, {**found, "released": models})
     say(f"summary      {path}")
