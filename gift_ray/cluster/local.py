@@ -38,7 +38,7 @@ def local_head() -> Iterator[dict[str, str]]:
     if joins_running_cluster():
         yield dict(os.environ)
         return
-    port, gcs = _free_ports(2)
+    port, gcs, agent = _free_ports(3)
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -50,13 +50,16 @@ def local_head() -> Iterator[dict[str, str]]:
         _tool("ray"), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={agent}",
     ]  # fmt: skip
     head = subprocess.Popen(
         command, env=environment, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        _wait_until_up(head, environment)
+        # The head answers before the agent that starts its jobs is there.
+        _wait_until_up(head, environment, f"http://127.0.0.1:{port}/api/version")
+        _wait_until_up(head, environment, f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
         yield environment
     finally:
         _end(head)
@@ -129,9 +132,9 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_until_up(head: subprocess.Popen, environment: dict[str, str]) -> None:
+def _wait_until_up(head: subprocess.Popen, environment: dict[str, str], url: str) -> None:
     request = urllib.request.Request(
-        environment["RAY_API_SERVER_ADDRESS"] + "/api/version",
+        url,
         headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"},
     )
     deadline = time.monotonic() + START_TIMEOUT_S
