@@ -30,16 +30,6 @@ from gift_ray.stages import LocalJournal
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: files stay whole, and all that start Ray take turns in one of them
-    (two clusters on two cores would starve each other)."""
-    starts_ray = {item.path for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        group = "ray" if item.path in starts_ray else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of a random model."""
