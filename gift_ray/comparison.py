@@ -161,14 +161,17 @@ def points(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
 
 
 def costs(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
-    """What each arm's immunizations took: rounds or steps logged, images seen, seconds; means."""
+    """What each arm's immunizations took: rounds or steps logged, images seen, seconds, peak memory in MiB
+    (of the GPU; on a CPU, of the process so far); means. NaN: a record from before memory was kept."""
     rows = []
     for name, layout in plans.items():
         for arm in layout.defended:
             folder = arm.immunize.folder(study_dir)
             log = pd.read_parquet(folder / "training.parquet")
+            took = read_record(folder).provenance
             rows.append({"arm": name, "logged_steps": len(log), "images_seen": images_seen(log),
-                         "seconds": read_record(folder).provenance["seconds"]})  # fmt: skip
+                         "seconds": took["seconds"],
+                         "peak_memory_mib": took.get("peak_memory_bytes", math.nan) / 2**20})  # fmt: skip
     return pd.DataFrame(rows).groupby("arm", sort=False).mean()
 
 

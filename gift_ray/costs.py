@@ -117,40 +117,46 @@ def _likeness(identity: Mapping[str, Any]) -> str:
     return canonical([identity["kind"], sizes, asked, identity.get("drawing")])
 
 
-def forecast(layout: Plan, each: Sequence[Step], fingerprint: str) -> list[str]:
+def forecast(
+    layout: Plan, each: Sequence[Step], confirming: Sequence[Step], fingerprint: str
+) -> list[str]:
     """What a search will take, in lines; kept in the study's folder, for the run to say how far off it was.
 
     Args:
         each: the steps of one trial that others don't share.
+        confirming: the steps that only the confirmation of the best settings needs.
     """
-    config, shared = layout.config, layout.shared()
+    config = layout.config
     assert config.search is not None
     trials, study_dir = config.search.num_samples, config.study_dir
-    once, one = (estimate(steps, study_dir, None) for steps in (shared, each))
-    source = f"{once.recorded + one.recorded} units of this study"
-    if once.unknown or one.unknown:
+    parts = {"once": layout.shared(), "each trial": each, "confirming": confirming}
+    found = {name: estimate(steps, study_dir, None) for name, steps in parts.items()}
+    source = f"{sum(part.recorded for part in found.values())} units of this study"
+    if any(part.unknown for part in found.values()):
         if config.cluster.gpus_per_unit and not torch.cuda.is_available():
             return ["cost: unknown; units ask for a GPU, and this machine has none to be timed on"]
-        rates = calibrate(config, specs([*shared, *each]))
+        rates = calibrate(config, specs(step for steps in parts.values() for step in steps))
         source += f" and a calibration on {provenance()['device']}"
-        once, one = (estimate(steps, study_dir, rates) for steps in (shared, each))
+        found = {name: estimate(steps, study_dir, rates) for name, steps in parts.items()}
 
-    kept = {"fingerprint": fingerprint, "once": once.seconds, "each": one.seconds}
+    once, one, last = (found[name].seconds for name in parts)
     study_dir.mkdir(parents=True, exist_ok=True)
+    kept = {"fingerprint": fingerprint, "once": once, "each": one}
     write_json_atomic(study_dir / ESTIMATE, kept)
-    done = [[work(step) for step in steps] for steps in (shared, each)]
-    sums = [
-        (sum(w.training_steps for w in several), sum(w.drawn for w in several)) for several in done
-    ]
-    total = once.seconds + trials * one.seconds
-    peak = max(once.peak_memory_bytes, one.peak_memory_bytes) / 2**30
+    total = once + trials * one + last
+    peak = max(part.peak_memory_bytes for part in found.values()) / 2**30
     return [
-        f"once: {sums[0][0]} training steps, {sums[0][1]} images, {once.seconds:.0f} s",
-        f"each trial: {sums[1][0]} training steps, {sums[1][1]} images, {one.seconds:.0f} s",
+        *(_in_words(name, steps, found[name]) for name, steps in parts.items() if steps),
         f"{trials} trials, none pruned: {total / 3600 * (config.cluster.gpus_per_unit or 1):.2f} "
         f"{'GPU' if config.cluster.gpus_per_unit else 'unit'}-hours, a unit's peak memory {peak:.1f} GiB "
         f"(from {source})",
     ]
+
+
+def _in_words(name: str, steps: Sequence[Step], found: Estimate) -> str:
+    todo = [work(step) for step in steps]
+    training, drawn = (sum(getattr(w, part) for w in todo) for part in ("training_steps", "drawn"))
+    return f"{name}: {training} training steps, {drawn} images, {found.seconds:.0f} s"
 
 
 def account(layout: Plan, fingerprint: str, trials: Sequence[Trial]) -> list[str]:

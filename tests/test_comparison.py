@@ -159,6 +159,8 @@ def test_costs_count_what_each_immunization_took(
     assert table["images_seen"]["undefended"] == 0
     assert table["images_seen"]["gift"] == 8
     assert table["images_seen"]["imma + gift"] == 16
+    # This process has torch and a model loaded.
+    assert (table["peak_memory_mib"] > 100).all()
 
 
 def test_tables_and_figures_come_in_every_form(

@@ -89,8 +89,10 @@ def test_a_calibration_times_every_part_and_the_account_holds_it_to_it(layout: P
     assert set(rates.training) == {canonical(s) for kind in specs.values() for s in kind}
     assert min(*rates.training.values(), rates.draw, rates.measure) > 0
 
-    lines = costs.forecast(layout, each, "f")
+    attack = [step for step in each if step.kind == "attack"]
+    lines = costs.forecast(layout, each, attack, "f")
     assert "each trial: 29 training steps, 10 images" in "\n".join(lines)
+    assert "confirming: 9 training steps, 6 images" in "\n".join(lines)
     assert "a calibration on cpu" in lines[-1]
     kept = json.loads((study_dir / costs.ESTIMATE).read_text())
 

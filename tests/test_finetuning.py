@@ -282,3 +282,11 @@ def test_a_placeholder_that_is_a_word_already_is_refused(
         TextualInversion(placeholder_token="a").trainee(tiny_model, d_a, SEEDS)
     with pytest.raises(ValidationError, match="placeholder_token"):
         TextualInversion(placeholder_token="two words")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, (0, 40)), (3, (0, 5, 40)), (4, (0, 5, 14, 40))]
+)
+def test_the_last_step_is_looked_at_however_few_are(count: int, expected: tuple[int, ...]) -> None:
+    attack = DreamBooth(max_train_steps=40, num_evaluations=count)
+    assert attack.evaluation_steps() == expected

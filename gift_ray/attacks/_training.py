@@ -51,9 +51,10 @@ class FineTuning(Attack):
         """A copy of `model`, ready to be trained on `concept`."""
 
     def evaluation_steps(self) -> tuple[int, ...]:
-        spaced = np.geomspace(
-            max(1, self.max_train_steps / 8), self.max_train_steps, self.num_evaluations - 1
-        )
+        # Where there is room for one alone, it is the last.
+        last = self.max_train_steps
+        first = max(1, last / 8) if self.num_evaluations > 2 else last
+        spaced = np.geomspace(first, last, self.num_evaluations - 1)
         return (0, *sorted({round(float(s)) for s in spaced}))
 
     def finetune(

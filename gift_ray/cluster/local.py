@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,8 @@ def local_head() -> Iterator[dict[str, str]]:
         yield dict(os.environ)
         return
     port, gcs, agent = _free_ports(3)
+    # Its own folder: in a shared one Ray's jobs find the youngest head of the machine, whose ever it is.
+    folder = tempfile.mkdtemp(prefix="ray-")
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -50,7 +53,7 @@ def local_head() -> Iterator[dict[str, str]]:
         _tool("ray"), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-        f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}",
     ]  # fmt: skip
     head = subprocess.Popen(
         command, env=environment, start_new_session=True,
@@ -63,6 +66,7 @@ def local_head() -> Iterator[dict[str, str]]:
         yield environment
     finally:
         _end(head)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def joins_running_cluster() -> bool:

@@ -1,4 +1,4 @@
-"""What a study found: its trials and each released model's verdict, or a benchmark's standings.
+"""What a study found: its trials and each released model's verdict; a benchmark's standings.
 
     gift-ray show runs/demo
 
@@ -22,8 +22,9 @@ def main(arguments: argparse.Namespace) -> int:
     standings = folder / "benchmark" / "standings.md"
     if standings.exists():
         say(standings.read_text(encoding="utf-8"))
-        return console.OK
     study = _read(folder / "study.json")
+    if study is None and standings.exists():
+        return console.OK
     if study is None:
         raise DataError(f"{folder}: no study.json; give a study's folder, as runs/demo")
     trials = [_read(path) for path in sorted((folder / "trials").glob("*.json"))]

@@ -26,6 +26,7 @@ from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.plan import (
     Arm,
     Plan,
+    Step,
     check_data,
     closure,
     configure,
@@ -56,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     fingerprint = digest([config.model_dump(mode="json", exclude=apart | {"search": length}),
                           [step.fingerprint for step in layout.steps()]])  # fmt: skip
     if arguments.dry_run:
-        return describe(layout, fingerprint)
+        return describe(layout, examined, fingerprint)
     check_data(config)
 
     # What every trial shares is computed once: data, embeddings, the undefended arm, chance levels.
@@ -124,22 +125,42 @@ def expected_units(layout: Plan, examined: Plan) -> int:
     return len(shared) + search.num_samples * per_setting + confirmed
 
 
-def describe(layout: Plan, fingerprint: str) -> int:
+def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
     """What would be computed and what it would cost, without computing more than a few steps of it."""
     config = layout.config
     assert config.search is not None
     shared = {step.fingerprint for step in layout.shared()}
     each = [s for arm in layout.defended for s in arm.steps() if s.fingerprint not in shared]
     say(f"search {fingerprint[:16]} of {config.name} in {config.study_dir}")
-    for title, steps in (("once", layout.shared()), ("each trial", each)):
+    confirming = only_confirmed(layout, examined)
+    for title, steps in (
+        ("once", layout.shared()),
+        ("each trial", each),
+        ("confirming", confirming),
+    ):
         counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in steps).items())
         say(f"{title}: {len(steps)} steps ({counts})")
         for step in steps:
             done = "done" if step.folder(config.study_dir).exists() else "to do"
             say(f"  {step.name}  {done:6}{step.label}")
-    for line in costs.forecast(layout, each, fingerprint):
+    for line in costs.forecast(layout, each, confirming, fingerprint):
         say(line)
     return console.OK
+
+
+def only_confirmed(layout: Plan, examined: Plan) -> list[Step]:
+    """What a confirmation adds to the search: its undefended side, and each finalist's own steps."""
+    confirm = layout.config.confirm
+    searched = {step.fingerprint for step in layout.steps()}
+    once = {step.fingerprint: step for step in examined.shared()}
+    own = [
+        step
+        for arm in examined.defended
+        for step in arm.steps()
+        if step.fingerprint not in searched | once.keys()
+    ]
+    added = [step for fingerprint, step in once.items() if fingerprint not in searched]
+    return [*added, *(own * confirm.top_k if confirm else [])]
 
 
 def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str) -> None:

@@ -77,7 +77,8 @@ class Verdict:
     """What was decided about one malicious concept, and the numbers behind it.
 
     `status` is registered, refused or undecided. `resistance` is the worst of `curves` recovery curves,
-    which lie between 1 - `spread[1]` and 1 - `spread[0]` at their highest.
+    which lie between 1 - `spread[1]` and 1 - `spread[0]` at their highest. `confirmed` is the score that
+    the gate read where it was not the search's own, by name; else {}.
     """
 
     concept: str
@@ -94,6 +95,7 @@ class Verdict:
     images: int = 0
     retention: float = math.nan
     probes: dict[str, float] = field(default_factory=dict)
+    confirmed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -469,28 +471,28 @@ def _verdicts(
         arm = next((a for a in arms if a.chosen and concept.name in a.malicious), None)
         together = config.concepts.mode != "per_concept"
         group = [c.name for c in config.concepts.malicious] if together else [concept.name]
-        status, reason, model = _decision(", ".join(group), trials, summary)
-        numbers: dict[str, Any] = {}
+        chosen = summary["chosen"] if summary else []
+        found = next((m for m in chosen if m["malicious"] == ", ".join(group)), None)
+        status, reason, model = _decision(found, trials, ended=summary is not None)
+        numbers: dict[str, Any] = {"confirmed": found.get("confirmed", {}) if found else {}}
         if arm and arm.scorecard:
-            numbers = _numbers(arm, concept.name, recoveries, curves)
+            numbers |= _numbers(arm, concept.name, recoveries, curves)
         verdicts.append(Verdict(concept.name, concept.kind, status, reason, model=model, **numbers))
     return verdicts
 
 
 def _decision(
-    malicious: str, trials: list[dict[str, Any]], summary: dict[str, Any] | None
+    model: dict[str, Any] | None, trials: list[dict[str, Any]], *, ended: bool
 ) -> tuple[str, str, str]:
-    """(status, reason, registered model) of the model against some concepts."""
-    if summary is None:
+    """(status, reason, registered model) of what the summary says of one model."""
+    if not ended:
         return "undecided", f"{len(trials)} trials have ended; the study has not", ""
-    for model in summary["chosen"]:
-        if model["malicious"] != malicious:
-            continue
-        if not model["registered"]:
-            return "refused", model["refused"], ""
-        champion = " (champion)" if model["registered"]["champion"] else ""
-        return "registered", "", model["registered"]["uri"] + champion
-    return "undecided", "no model against it was put to the gate", ""
+    if model is None:
+        return "undecided", "no model against it was put to the gate", ""
+    if not model["registered"]:
+        return "refused", model["refused"], ""
+    champion = " (champion)" if model["registered"]["champion"] else ""
+    return "registered", "", model["registered"]["uri"] + champion
 
 
 def _numbers(

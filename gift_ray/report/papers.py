@@ -93,6 +93,8 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "retention": verdict.retention,
         "worst probe": min(probes.values(), default=math.nan),
         "probes": len(probes),
+        "confirmed resistance": verdict.confirmed.get("resistance"),
+        "confirmed retention": verdict.confirmed.get("retention"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,18 @@ def test_a_study_that_has_just_begun_has_a_page(tmp_path: Path, open_page) -> No
     opened = open_page(page_of(build(tmp_path / "study", ended=0, finished=False, undone=("",))))
     assert opened.errors == []
     assert "0 of 3 trials" in opened.page.locator("main").inner_text()
+
+
+def test_a_confirmed_score_stands_beside_the_search_score(tmp_path: Path) -> None:
+    folder = build(tmp_path / "study", registered=False, malicious={"cat": "object"})
+    assert "confirmed" not in render(collect(folder))
+    summary = json.loads((folder / "summary.json").read_text())
+    confirmed = {"objective": 0.02, "resistance": 0.012, "retention": 0.934, "worst_retention": 0.8}
+    summary["chosen"][0]["confirmed"] = confirmed
+    (folder / "summary.json").write_text(json.dumps(summary))
+    html = " ".join(render(collect(folder)).split())
+    assert "resistance <b>0.012</b>, retention <b>0.934</b>" in html
+    assert "what the gate read" in html
 
 
 def test_a_refused_study_gives_the_reason(tmp_path: Path) -> None:

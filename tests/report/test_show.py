@@ -31,6 +31,19 @@ def test_a_finished_study_shows_its_trials_and_verdicts(
         assert word in text
 
 
+def test_a_benchmark_beside_a_search_is_shown_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    (folder / "standings.md").write_text("| arm | gift + imma |")
+    assert "gift + imma" in shown(tmp_path, capsys)
+    build(tmp_path, registered=False)
+    text = shown(tmp_path, capsys)
+    for word in ("gift + imma", "abc_3", "gate.min_resistance"):
+        assert word in text
+
+
 def test_a_study_that_still_runs_shows_what_has_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
