@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import make_encoders
+from tiny import make_encoders, tiny_study
 
-from gift_ray import costs, plugins
+from gift_ray import costs
 from gift_ray.calibration import calibrate
-from gift_ray.config import ModelConfig, StudyConfig
+from gift_ray.config import ModelConfig
 from gift_ray.plan import Plan, Step, closure, execute, plan
 from gift_ray.records import canonical, read_record
 from gift_ray.trials import Trial
@@ -19,31 +19,21 @@ from gift_ray.trials import Trial
 
 @pytest.fixture
 def layout(tiny_config: ModelConfig, tmp_path: Path) -> Plan:
-    concept = {
-        "name": "cat",
-        "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
-        "validation_prompts": ["a cat"],
-    }
     gift = {"name": "gift", "max_train_steps": 8, "train_batch_size": 2}
-    raw = {
-        "name": "costly",
-        "output_dir": str(tmp_path),
-        "model": tiny_config.model_dump(),
-        "concepts": {"malicious": [concept]},
-        "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
-        "defense": {"name": "chain", "defenses": [gift, {**gift, "max_train_steps": 12}]},
-        "attacks": [{"name": "dreambooth", "max_train_steps": 9, "num_evaluations": 3}],
-        "evaluation": {
+    config = tiny_study(
+        name="costly",
+        output_dir=str(tmp_path),
+        model=tiny_config.model_dump(),
+        defense={"name": "chain", "defenses": [gift, {**gift, "max_train_steps": 12}]},
+        attacks=[{"name": "dreambooth", "max_train_steps": 9, "num_evaluations": 3}],
+        evaluation={
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "kid"}],
             "encoders": make_encoders(tmp_path / "encoders"),
-            "safe_prompts": ["a house", "zzzz"],
-            "num_images_per_prompt": 2,
-            "num_inference_steps": 2,
         },
-        "scoring": {"similarities": ["clip_image"]},
-        "search": {"num_samples": 4, "space": {"defense.defenses.0.beta": {"low": 0.1, "high": 1}}},
-    }
-    return plan(StudyConfig.model_validate(raw, context={"check": plugins.check}))
+        scoring={"similarities": ["clip_image"]},
+        search={"num_samples": 4, "space": {"defense.defenses.0.beta": {"low": 0.1, "high": 1}}},
+    )
+    return plan(config)
 
 
 @pytest.fixture

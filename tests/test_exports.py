@@ -9,11 +9,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from tiny import make_encoders
+from tiny import make_encoders, tiny_study
 
-from gift_ray import plugins
 from gift_ray.checkpoints import with_checkpoint
-from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.exports import Format, export
 from gift_ray.models import base_model
@@ -25,29 +23,14 @@ LORA = {"name": "lora", "max_train_steps": 3, "learning_rate": 1e-2, "rank": 2}
 @pytest.fixture(scope="module")
 def layout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A study whose model is immunized and attacked."""
-    concept = {
-        "name": "cat",
-        "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
-        "validation_prompts": ["a cat"],
-    }
-    config = StudyConfig.model_validate(
-        {
-            "name": "tiny",
-            "output_dir": str(tmp_path_factory.mktemp("runs")),
-            "model": {"pretrained_model_name_or_path": str(tiny_folder)},
-            "concepts": {"malicious": [concept]},
-            "prior": {"source": {"name": "openmoji", "match": "^(SUN|MOON)", "caption": "a sky"}},
-            "defense": {"name": "gift", "max_train_steps": 4, "train_batch_size": 2},
-            "attacks": [LORA, {"name": "dreambooth", "max_train_steps": 2}],
-            "evaluation": {
-                "metrics": [{"name": n} for n in ("clip_text", "clip_image", "dino")],
-                "encoders": make_encoders(tmp_path_factory.mktemp("encoders")),
-                "safe_prompts": ["a house", "zzzz"],
-                "num_images_per_prompt": 1,
-                "num_inference_steps": 2,
-            },
+    config = tiny_study(
+        output_dir=str(tmp_path_factory.mktemp("runs")),
+        model={"pretrained_model_name_or_path": str(tiny_folder)},
+        attacks=[LORA, {"name": "dreambooth", "max_train_steps": 2}],
+        evaluation={
+            "encoders": make_encoders(tmp_path_factory.mktemp("encoders")),
+            "num_images_per_prompt": 1,
         },
-        context={"check": plugins.check},
     )
     layout = plan(config)
     for step in layout.defended[0].steps():

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_study
 
-from gift_ray import plugins
 from gift_ray.config import StudyConfig
 from gift_ray.search import Outcome, Search, is_hopeless, propose
 from gift_ray.trials import Ledger, Trial, earlier_trials, pareto
@@ -18,24 +18,11 @@ RANGE = {"low": 0.01, "high": 1.0, "log": True}
 
 
 def study(**search: Any) -> StudyConfig:
-    concept = {
-        "name": "cat",
-        "source": {"name": "openmoji", "match": "^CAT", "caption": "a cat"},
-        "validation_prompts": ["a cat"],
-    }
-    raw = {
-        "name": "searched",
-        "concepts": {"malicious": [concept]},
-        "prior": {"source": {"name": "openmoji", "match": "TREE", "caption": "a tree"}},
-        "defense": {"name": "gift"},
-        "attacks": [{"name": "dreambooth"}],
-        "evaluation": {
-            "metrics": [{"name": name} for name in ("clip_text", "clip_image", "dino")],
-            "safe_prompts": ["a tree", "a house"],
-        },
-        "search": {"space": {"defense.beta": RANGE}, **search},
-    }
-    return StudyConfig.model_validate(raw, context={"check": plugins.check})
+    return tiny_study(
+        name="searched",
+        defense={"name": "gift"},
+        search={"space": {"defense.beta": RANGE}, **search},
+    )
 
 
 def arm(objective: float, retention: float = 0.9, resistance: float = 0.5) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +28,8 @@ from transformers import (
     ViTModel,
 )
 
+from gift_ray import plugins
+from gift_ray.config import StudyConfig
 from gift_ray.diffusion import Examples
 from gift_ray.models import DiffusionModel
 
@@ -115,6 +120,33 @@ def weights(model: DiffusionModel) -> dict[str, torch.Tensor]:
 def same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def tiny_study(
+    *, evaluation: Mapping[str, Any] = MappingProxyType({}), **parts: Any
+) -> StudyConfig:
+    """The least study that there is: one concept of two drawings. `parts` replace whole parts of it, those
+    of `evaluation` one by one."""
+    cat = {
+        "name": "cat",
+        "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
+        "validation_prompts": ["a cat"],
+    }
+    raw = {
+        "name": "tiny",
+        "concepts": {"malicious": [cat]},
+        "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
+        "defense": {"name": "gift", "max_train_steps": 4, "train_batch_size": 2},
+        "attacks": [{"name": "dreambooth"}],
+        "evaluation": {
+            "metrics": [{"name": name} for name in ("clip_text", "clip_image", "dino")],
+            "safe_prompts": ["a house", "zzzz"],
+            "num_images_per_prompt": 2,
+            "num_inference_steps": 2,
+            **evaluation,
+        },
+    }
+    return StudyConfig.model_validate(raw | parts, context={"check": plugins.check})
 
 
 def make_encoders(folder: Path) -> dict[str, str]:

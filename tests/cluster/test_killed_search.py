@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny import make_encoders
+from tiny import make_encoders, tiny_study
 
-from gift_ray import plugins
 from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ModelConfig, StudyConfig
 from gift_ray.plan import closure, execute, plan
@@ -57,38 +56,31 @@ def address():
 
 @pytest.fixture
 def config(tiny_config: ModelConfig, tmp_path: Path) -> StudyConfig:
-    concept = {
-        "name": "cat",
-        "source": {"name": "openmoji", "match": "^CAT( FACE)?$", "caption": "a cat"},
-        "validation_prompts": ["a sks cat"],
-    }
-    raw = {
-        "name": "killed",
-        "output_dir": str(tmp_path / "cluster"),
-        "model": tiny_config.model_dump(),
-        "concepts": {"malicious": [concept]},
-        "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
-        "defense": {"name": "gift", "max_train_steps": 4, "train_batch_size": 2},
-        "attacks": [
-            {"name": "dreambooth", "max_train_steps": steps, "learning_rate": 3e-3, "num_evaluations": 5}
+    return tiny_study(
+        name="killed",
+        output_dir=str(tmp_path / "cluster"),
+        model=tiny_config.model_dump(),
+        attacks=[
+            {
+                "name": "dreambooth",
+                "max_train_steps": steps,
+                "learning_rate": 3e-3,
+                "num_evaluations": 5,
+            }
             for steps in (8, 9)
         ],
-        "evaluation": {
+        evaluation={
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
             "encoders": make_encoders(tmp_path / "encoders"),
-            "safe_prompts": ["a house", "zzzz"],
-            "num_images_per_prompt": 2,
-            "num_inference_steps": 2,
         },
-        "scoring": {"similarities": ["clip_image"], "min_retention": 0.0},
-        "search": {
+        scoring={"similarities": ["clip_image"], "min_retention": 0.0},
+        search={
             "num_samples": 3,
             "pruner": "bound",
             "space": {"defense.beta": {"low": 0.01, "high": 1.0, "log": True}},
         },
-        "cluster": {"under_train": []},
-    }  # fmt: skip
-    return StudyConfig.model_validate(raw, context={"check": plugins.check})
+        cluster={"under_train": []},
+    )
 
 
 def records(config: StudyConfig) -> dict[str, int]:

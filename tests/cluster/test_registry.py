@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
-from tiny import make_pipeline
+from tiny import make_pipeline, tiny_study
 
 from gift_ray.cli import main
 from gift_ray.config import StudyConfig
@@ -98,25 +98,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def config(server: str, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    concept = {
-        "name": "cat",
-        "source": {"name": "openmoji", "match": "^CAT$", "caption": "a cat"},
-        "validation_prompts": ["a sks cat"],
-    }
-    return StudyConfig.model_validate(
-        {
-            "name": "tracked",
-            "output_dir": str(tmp_path_factory.mktemp("runs")),
-            "concepts": {"malicious": [concept]},
-            "prior": {"source": {"name": "generated", "prompts": ["a dog"], "num_images": 2}},
-            "defense": {"name": "none"},
-            "attacks": [{"name": "dreambooth"}],
-            "evaluation": {
-                "metrics": [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
-                "safe_prompts": ["a dog", "a car"],
-            },
-            "tracking": {"tracking_uri": server},
-        }
+    return tiny_study(
+        name="tracked",
+        output_dir=str(tmp_path_factory.mktemp("runs")),
+        defense={"name": "none"},
+        tracking={"tracking_uri": server},
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny import tiny_study
 
 from gift_ray.config import StudyConfig
 from gift_ray.errors import ConfigError
@@ -16,27 +17,10 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def study(folder: Path, tiny_config, **tracking: str) -> StudyConfig:
-    concept = {
-        "name": "cat",
-        "source": {"name": "openmoji", "match": "^CAT$", "caption": "a cat"},
-        "validation_prompts": ["a sks cat"],
-    }
-    return StudyConfig.model_validate(
-        {
-            "name": "tracked",
-            "output_dir": str(folder),
-            "model": tiny_config.model_dump(),
-            "concepts": {"malicious": [concept]},
-            "prior": {"source": {"name": "generated", "prompts": ["a dog"], "num_images": 2}},
-            "defense": {"name": "none"},
-            "attacks": [{"name": "dreambooth"}],
-            "evaluation": {
-                "metrics": [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
-                "safe_prompts": ["a dog", "a car"],
-            },
-            "tracking": tracking,
-        }
-    )
+    return tiny_study(
+        name="tracked", output_dir=str(folder), model=tiny_config.model_dump(),
+        defense={"name": "none"}, tracking=tracking,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
