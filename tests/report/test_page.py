@@ -220,13 +220,14 @@ def test_a_study_that_has_just_begun_has_a_page(tmp_path: Path, open_page) -> No
 
 def test_a_confirmed_score_stands_beside_the_search_score(tmp_path: Path) -> None:
     folder = build(tmp_path / "study", registered=False, malicious={"cat": "object"})
-    assert "confirmed" not in render(collect(folder))
+    assert "<dt>confirmed</dt>" not in render(collect(folder))
     summary = json.loads((folder / "summary.json").read_text())
     confirmed = {"objective": 0.02, "resistance": 0.012, "retention": 0.934, "worst_retention": 0.8}
     summary["chosen"][0]["confirmed"] = confirmed
     (folder / "summary.json").write_text(json.dumps(summary))
     html = " ".join(render(collect(folder)).split())
     assert "resistance <b>0.012</b>, retention <b>0.934</b>" in html
+    assert "<dt>confirmed</dt>" in html
     assert "what the gate read" in html
 
 
