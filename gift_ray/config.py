@@ -372,6 +372,21 @@ class ConfirmConfig(Part):
     )
 
 
+def _object_store(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ValueError(
+            "is not an object store: give s3://bucket/folder, or leave it out and give output_dir a folder "
+            "that all nodes mount"
+        )
+    if "@" in parts.netloc:
+        raise ValueError(
+            "holds a key, which every log would show; give it to the nodes' environment, as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return url
+
+
 class ClusterConfig(Part):
     """What a unit asks of the cluster. Not part of any step's identity."""
 
@@ -383,6 +398,10 @@ class ClusterConfig(Part):
     )
     max_failures: int = Field(2, ge=0)
     checkpoint_every: Positive = Field(100, description="training steps between checkpoints")
+    storage_path: Annotated[str, AfterValidator(_object_store)] | None = Field(
+        None,
+        description="where nodes that share no disk leave what they finish: s3://bucket/folder",
+    )
 
     @model_validator(mode="after")
     def _workers_are_under_train(self) -> ClusterConfig:

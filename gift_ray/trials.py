@@ -5,13 +5,14 @@ it is suggested and again when it has ended. It is all that a search needs to co
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gift_ray.errors import ConfigError
 from gift_ray.records import write_json_atomic
+from gift_ray.storage import SharedDisk
 
 State = Literal["running", "complete", "pruned", "infeasible", "failed"]
 # What a failed trial tells the search: worse than the worst infeasible one (retention 0).
@@ -49,17 +50,20 @@ class Ledger:
 
     Args:
         folder: of this very search; another space or study is another search.
+        on_write: told of each file that was written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, on_write: Callable[[Path], None] = lambda path: None) -> None:
+        self.folder, self.on_write = folder, on_write
         found = [Trial(**json.loads(p.read_text("utf-8"))) for p in folder.glob("[0-9]*.json")]
         self.trials = {trial.number: trial for trial in sorted(found, key=lambda t: t.number)}
 
     def write(self, trial: Trial) -> None:
         """Add or replace a trial; a reader sees the old one or the new one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.folder / f"{trial.number:05d}.json", asdict(trial))
+        path = self.folder / f"{trial.number:05d}.json"
+        write_json_atomic(path, asdict(trial))
+        self.on_write(path)
         self.trials[trial.number] = trial
 
     def ended(self) -> list[Trial]:
@@ -71,9 +75,11 @@ class Ledger:
         return [t for _, t in sorted(self.trials.items()) if t.state == "running"]
 
 
-def ledger_of(study_dir: Path, fingerprint: str) -> Ledger:
-    """The memory of the search with this fingerprint."""
-    return Ledger(study_dir / "search" / fingerprint[:16])
+def ledger_of(storage: SharedDisk, fingerprint: str) -> Ledger:
+    """The memory of the search with this fingerprint, as far as the study's storage has it."""
+    folder = storage.study_dir / "search" / fingerprint[:16]
+    storage.fetch(folder)
+    return Ledger(folder, on_write=storage.send)
 
 
 def earlier_trials(folders: Sequence[str], space: Mapping[str, Any], protocol: str) -> list[Trial]:

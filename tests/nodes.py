@@ -36,6 +36,6 @@ def start_cluster(workers: int = 0, **head: Any) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def add_worker(cluster: Cluster) -> None:
-    """One more node of one core."""
-    cluster.add_node(num_cpus=1)
+def add_worker(cluster: Cluster, **environment: str) -> Any:
+    """One more node of one core; its processes have these variables too."""
+    return cluster.add_node(num_cpus=1, env_vars=environment)

@@ -14,6 +14,7 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 FLOORS = (
     {"errors", "builtin", "__init__"},
     {"config", "records", "diffusion", "parallel", "scoring", "labels", "statistics"},
+    {"storage"},
     {"models", "merge", "gate", "manifest", "trials"},
     {"encoders", "plugins", "checkpoints"},
     {"data"},

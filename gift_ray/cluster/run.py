@@ -1,7 +1,7 @@
 """A plan's steps on the cluster: each as soon as its inputs are done, never more than fit.
 
 Training steps run under Ray Train, everything else as Ray tasks, whose processes Ray keeps warm: the
-models they loaded stay loaded. Steps travel as values and read their inputs from the study's folder;
+models they loaded stay loaded. Steps travel as values and read their inputs from the study's storage;
 no tensor is ever an argument.
 """
 
@@ -22,8 +22,8 @@ from gift_ray.cluster.train import attempt, lost, train
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
 from gift_ray.plan import JOURNALED, Step, closure
-from gift_ray.records import is_done
 from gift_ray.stages import LocalJournal
+from gift_ray.storage import SharedDisk, storage_of
 
 
 def run_steps(
@@ -35,6 +35,7 @@ def run_steps(
     on_failed: Callable[[Step, UnitFailed], None] | None = None,
 ) -> None:
     """Run steps and whatever they need to their records; blocks. Finished ones are not run again.
+    All of them lie in `study_dir` on this node then.
 
     Args:
         on_failed: told of a unit that failed for its own reason; the others go on, without those that
@@ -91,21 +92,25 @@ def _drop_readers(waiting: dict[str, Step], failed: Step) -> None:
 
 def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> None:
     clock = Clock(board, step.label, step.kind)
-    if is_done(step.folder(study_dir)):
+    storage = storage_of(cluster, study_dir)
+    if storage.fetch_step(step.folder(study_dir)):
+        # Other nodes read it too, and whoever finished it may have been killed before it was sent.
+        storage.send_step(step.folder(study_dir))
         clock.tell("reused")
         return
     try:
         if step.trains and step.kind in cluster.under_train:
-            train(step, study_dir, cluster)
+            train(step, storage, cluster)
         else:
-            _as_task(step, study_dir, cluster)
+            _as_task(step, storage, cluster)
+        storage.fetch_step(step.folder(study_dir))
     except Exception as error:
         clock.tell("failed", str(error))
         raise
     clock.tell("done")
 
 
-def _as_task(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
+def _as_task(step: Step, storage: SharedDisk, cluster: ClusterConfig) -> None:
     """One Ray task. `DEFAULT` keeps it out of a Tune trial's own (empty) reservation."""
     remote = _unit.options(
         num_cpus=cluster.cpus_per_unit,
@@ -115,7 +120,7 @@ def _as_task(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
         name=step.label,
     )
     try:
-        failed = ray.get(remote.remote(step, study_dir, cluster.checkpoint_every))
+        failed = ray.get(remote.remote(step, storage, cluster.checkpoint_every))
     except RayTaskError:
         # An exception of ours keeps its traceback.
         raise
@@ -127,9 +132,29 @@ def _as_task(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
 
 # Processes that have done a GPU task are kept too: the models they loaded are the point.
 @ray.remote(max_calls=0)
-def _unit(step: Step, study_dir: Path, checkpoint_every: int) -> GiftError | None:
+def _unit(step: Step, storage: SharedDisk, checkpoint_every: int) -> GiftError | None:
+    here = storage.on_node()
     if step.kind not in JOURNALED:
-        return attempt(step, study_dir)
-    journal = LocalJournal(step.checkpoint(study_dir), checkpoint_every)
+        return attempt(step, here)
+    journal = _StoredJournal(step.checkpoint(here.study_dir), checkpoint_every, here)
     with notice() as journal.leaving:
-        return attempt(step, study_dir, journal)
+        failed = attempt(step, here, journal)
+    if not failed:
+        here.delete(journal.path)
+    return failed
+
+
+class _StoredJournal(LocalJournal):
+    """Checkpoints that a retry finds on whatever node it runs."""
+
+    def __init__(self, path: Path, every: int, storage: SharedDisk) -> None:
+        super().__init__(path, every)
+        self.storage = storage
+
+    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        super().write(step, checkpoint)
+        self.storage.send(self.path)
+
+    def read(self) -> dict[str, Any] | None:
+        self.storage.fetch(self.path)
+        return super().read()

@@ -4,8 +4,7 @@ plan's steps rung by rung. What is suggested and what is pruned is `gift_ray/sea
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -17,8 +16,9 @@ from ray.tune.search import Searcher
 from gift_ray import costs
 from gift_ray.cluster.run import run_steps
 from gift_ray.config import StudyConfig
-from gift_ray.plan import plan, protocol_id
+from gift_ray.plan import Step, configure, plan, protocol_id
 from gift_ray.search import Outcome, Search, evaluate
+from gift_ray.storage import SharedDisk, storage_of
 from gift_ray.trials import Trial, earlier_trials, ledger_of
 
 __all__ = ["Trial", "search"]
@@ -37,27 +37,44 @@ def search(
         ConfigError: nothing can be learnt from a folder of `search.warm_start`.
     """
     assert config.search is not None
-    ledger, protocol = ledger_of(config.study_dir, fingerprint), protocol_id(config)
+    storage = storage_of(config.cluster, config.study_dir)
+
+    def bring(trial: Trial) -> None:
+        # What a trial left on its node is read here: by the tracker, the gate, the report.
+        fetch_steps(plan(configure(config, trial.values)).steps(), storage)
+        on_trial(trial)
+
+    ledger, protocol = ledger_of(storage, fingerprint), protocol_id(config)
+    for trial in ledger.ended():
+        fetch_steps(plan(configure(config, trial.values)).steps(), storage)
     live = Search(
         config, ledger, fingerprint, protocol=protocol,
         shared_seconds=costs.seconds(plan(config).shared(), config.study_dir),
         earlier=earlier_trials(config.search.warm_start, config.search.space, protocol),
-        on_trial=on_trial,
+        on_trial=bring,
     )  # fmt: skip
     if live.remaining() > 0:
-        _run(config, board, live, fingerprint)
+        _run(config, board, live, storage, fingerprint)
     return ledger.ended()
 
 
-def _run(config: StudyConfig, board: Any, live: Search, fingerprint: str) -> None:
+def fetch_steps(steps: Iterable[Step], storage: SharedDisk) -> None:
+    """Make those that are finished readable on this node."""
+    for step in steps:
+        storage.fetch_step(step.folder(storage.study_dir))
+
+
+def _run(
+    config: StudyConfig, board: Any, live: Search, storage: SharedDisk, fingerprint: str
+) -> None:
     assert config.search is not None
     _Searcher.live = _Scheduler.live = live
     # Tune's own state is nothing that a search continues from: that is the ledger.
-    name, storage = f"search-{fingerprint[:16]}", config.study_dir / "tune"
-    shutil.rmtree(storage / name, ignore_errors=True)
+    name = f"search-{fingerprint[:16]}"
+    storage.delete(storage.study_dir / "tune" / name)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, config=config, board=board),
+            tune.with_parameters(_trial, config=config, board=board, storage=storage),
             # Asks for next to nothing: units, not trials, occupy the cluster.
             tune.PlacementGroupFactory([{"memory": 1}]),
         ),
@@ -71,7 +88,8 @@ def _run(config: StudyConfig, board: Any, live: Search, fingerprint: str) -> Non
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=storage.path("tune"),
+            storage_filesystem=storage.filesystem,
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
             # Of Tune's own loggers only the one that its results are read back from.
             callbacks=[JsonLoggerCallback()],
@@ -82,13 +100,18 @@ def _run(config: StudyConfig, board: Any, live: Search, fingerprint: str) -> Non
         raise error
 
 
-def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any) -> None:
+def _trial(
+    setting: dict[str, Any], *, config: StudyConfig, board: Any, storage: SharedDisk
+) -> None:
     """One setting, start to end, in a process of its own. Only this thread reports to Tune; between
     rungs nothing of it runs, so that a trial that is stopped leaves nothing behind."""
+    here = storage.on_node()
+    config = config.model_copy(update={"output_dir": str(here.study_dir.parent)})
+    fetch_steps(plan(config).shared(), here)
     outcomes = evaluate(
         config,
         setting["values"],
-        lambda steps: run_steps(steps, config.study_dir, config.cluster, board),
+        lambda steps: run_steps(steps, here.study_dir, config.cluster, board),
     )
     for outcome in outcomes:
         # In a list: Tune would take nested dictionaries apart.

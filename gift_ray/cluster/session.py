@@ -20,7 +20,8 @@ from ray.exceptions import AuthenticationError, RayError
 
 from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ClusterConfig
-from gift_ray.errors import ConfigError
+from gift_ray.errors import ClusterFailed, ConfigError
+from gift_ray.storage import SharedDisk, storage_of
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: the cluster can't be reached, is open to anyone on the network, is too small for
-            one unit, or can't see the study's folder from every node.
+            one unit, or can't reach the study's storage from every node.
     """
     start_with(os.environ)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -119,8 +120,8 @@ def _preflight(cluster: ClusterConfig, study_dir: Path) -> None:
             "cluster.cpus_per_unit or cluster.gpus_per_unit, or add nodes"
         )
     _require_workers(cluster, nodes)
-    if len(nodes) > 1:
-        _require_shared_storage(study_dir, nodes)
+    if len(nodes) > 1 or cluster.storage_path:
+        _require_storage(cluster, study_dir, nodes)
 
 
 def _require_workers(cluster: ClusterConfig, nodes: list[dict[str, Any]]) -> None:
@@ -140,27 +141,38 @@ def _require_workers(cluster: ClusterConfig, nodes: list[dict[str, Any]]) -> Non
         )
 
 
-def _require_shared_storage(study_dir: Path, nodes: list[dict[str, Any]]) -> None:
+def _require_storage(cluster: ClusterConfig, study_dir: Path, nodes: list[dict[str, Any]]) -> None:
+    """Every node must read what the driver has written."""
+    storage = storage_of(cluster, study_dir)
     probe = study_dir / f".probe-{secrets.token_hex(4)}"
     study_dir.mkdir(parents=True, exist_ok=True)
     probe.touch()
     try:
-        sees = ray.remote(num_cpus=0)(_exists)
+        storage.send(probe)
+        sees = ray.remote(num_cpus=0)(_sees)
         checks = {
             node["NodeManagerAddress"]: sees.options(
                 scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                     node["NodeID"], soft=False
                 )
-            ).remote(str(probe))
+            ).remote(storage, probe.name)
             for node in nodes
         }
         blind = [address for address, ref in checks.items() if not _answer(ref)]
+    except ClusterFailed as error:
+        raise ConfigError(*error.mistakes) from error
     finally:
         probe.unlink()
+    storage.delete(probe)
+    if blind and cluster.storage_path:
+        raise ConfigError(
+            f"cluster.storage_path: {cluster.storage_path} does not answer node(s) {', '.join(blind)}; give "
+            "them its keys, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in their environment"
+        )
     if blind:
         raise ConfigError(
             f"output_dir: {study_dir} is not visible from node(s) {', '.join(blind)}; give a folder "
-            "on storage that all nodes mount"
+            "on storage that all nodes mount, or cluster.storage_path"
         )
 
 
@@ -172,8 +184,16 @@ def _answer(ref: Any) -> bool:
         return True
 
 
-def _exists(path: str) -> bool:
-    return Path(path).exists()
+def _sees(storage: SharedDisk, name: str) -> bool:
+    here = storage.on_node()
+    try:
+        here.fetch(here.study_dir / name)
+    except ClusterFailed:
+        return False
+    found = (here.study_dir / name).exists()
+    if here.study_dir != storage.study_dir:
+        (here.study_dir / name).unlink(missing_ok=True)
+    return found
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,9 @@ from gift_ray.cluster.preemption import notice_in_actor
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
 from gift_ray.plan import Step, assist, execute
-from gift_ray.records import is_done, load_state, save_state
+from gift_ray.records import load_state, save_state
 from gift_ray.stages import Journal
+from gift_ray.storage import SharedDisk
 
 STATE = "state.safetensors"
 
@@ -52,7 +52,7 @@ class TrainJournal(Journal):
             return load_state(Path(folder) / STATE)
 
 
-def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
+def train(step: Step, storage: SharedDisk, cluster: ClusterConfig) -> None:
     """Run one training step to its record; blocks.
 
     The run's name is the step's, so that a rerun finds its own checkpoints and never another's.
@@ -61,12 +61,11 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
         UnitFailed: the unit's own failure (non-finite, out of GPU memory); never retried.
         ClusterFailed: storage is full, or the worker was lost more often than `max_failures`.
     """
-    storage = study_dir / "train"
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
             "step": step,
-            "study_dir": str(study_dir),
+            "storage": storage,
             "every": cluster.checkpoint_every,
         },
         scaling_config=ScalingConfig(
@@ -79,7 +78,8 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
         torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
         run_config=RunConfig(
             name=step.name,
-            storage_path=str(storage),
+            storage_path=storage.path("train"),
+            storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
             ),
@@ -95,27 +95,33 @@ def train(step: Step, study_dir: Path, cluster: ClusterConfig) -> None:
         raise ClusterFailed(f"{step.label}: {lost(causes[0], cluster)}") from error
     if failed:
         raise failed
-    shutil.rmtree(storage / step.name, ignore_errors=True)
+    storage.delete(storage.study_dir / "train" / step.name)
 
 
 def _train_worker(settings: dict[str, Any]) -> GiftError | None:
     """Returns why the unit failed, if a retry can't help; or None."""
-    step, study_dir = settings["step"], Path(settings["study_dir"])
+    step, here = settings["step"], settings["storage"].on_node()
     journal = TrainJournal(settings["every"])
     # The first worker looks whether the step is done, and alone writes its record.
-    if parallel.agreed(is_done(step.folder(study_dir))):
+    if parallel.agreed(here.fetch_step(step.folder(here.study_dir))):
         return None
     if ray.train.get_context().get_world_rank() > 0:
-        return attempt(step, study_dir, journal, work=assist)
-    return attempt(step, study_dir, journal)
+        return attempt(step, here, journal, work=assist)
+    return attempt(step, here, journal)
 
 
 def attempt(
-    step: Step, study_dir: Path, journal: Journal | None = None, work: Callable = execute
+    step: Step, storage: SharedDisk, journal: Journal | None = None, work: Callable = execute
 ) -> GiftError | None:
-    """Execute a step; a failure that a retry can't help comes back as the error to raise."""
+    """Execute a step, between fetching what it reads and sending what it leaves; a failure that a retry
+    can't help comes back as the error to raise."""
+    study_dir = storage.study_dir
     try:
+        for needed in step.inputs.values():
+            storage.fetch_step(needed.folder(study_dir))
         work(step, study_dir, journal=journal)
+        if work is execute:
+            storage.send_step(step.folder(study_dir))
     except GiftError as error:
         return type(error)(*(f"{step.label}: {line}" for line in error.mistakes))
     except torch.cuda.OutOfMemoryError:

@@ -171,9 +171,8 @@ def _log_and_register(
     """Upload the folder and make a version of it; returns its number."""
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
-        # The signature tells all that an example or type hints would.
-        for advice in ("input example was not provided", "Add type hints to the `predict` method"):
-            warnings.filterwarnings("ignore", message=f".*{advice}")
+        # The signature tells all that an example would.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
         model = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).parent / "served_model.py"),

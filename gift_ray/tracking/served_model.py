@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,6 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.pyfunc import PythonModel
-
-# MLflow would read type hints of `predict` as a signature, and that has no place for parameters.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class ServedPipeline(PythonModel):
@@ -32,7 +28,8 @@ class ServedPipeline(PythonModel):
         self.pipeline = pipeline.to(where)
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def predict(self, context, model_input, params=None):
+    # MLflow asks for a type, and would read most as a signature, which has no place for parameters.
+    def predict(self, context, model_input: np.ndarray, params=None):
         """One base64 PNG for each prompt; the same prompt gives the same image (seed in params)."""
         params = params or {}
         images = []

@@ -17,16 +17,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from pyarrow.fs import FileSelector, FileSystem
+from s3 import start_s3
 from tiny import make_pipeline, tiny_study
 
 from gift_ray.cli import main
-from gift_ray.config import StudyConfig
+from gift_ray.config import StudyConfig, TrackingConfig
 from gift_ray.errors import ModelError
-from gift_ray.manifest import seal
+from gift_ray.manifest import seal, verify
 from gift_ray.tracking.registry import register, registered
 from gift_ray.tracking.tracker import Tracker
 
@@ -37,7 +41,7 @@ DRIVER = """
 import json, sys, time
 from dataclasses import asdict
 from pathlib import Path
-from gift_ray.config import StudyConfig
+from gift_ray.config import StudyConfig, TrackingConfig
 from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
 config, gate, jobs = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -84,16 +88,23 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
+@contextmanager
+def tracking_server(folder: Path, artifacts: str) -> Iterator[str]:
+    port = free_port()
     command = [
         "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination", str(folder / "artifacts"),
+        "--artifacts-destination", artifacts,
     ]  # fmt: skip
     with serving(command, f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with tracking_server(folder, str(folder / "artifacts")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +260,22 @@ def test_a_registered_model_is_served_and_answers_a_prompt_with_a_png(
             (encoded,) = json.load(answer)["predictions"]
     image = Image.open(io.BytesIO(base64.b64decode(encoded)))
     assert (image.format, image.size) == ("PNG", (16, 16))
+
+
+def test_models_and_artifacts_may_lie_in_a_bucket(
+    config: StudyConfig, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_s3() as url:
+        store = urlsplit(url)
+        place = parse_qs(store.query)["endpoint_override"][0]
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{place}")
+        with tracking_server(tmp_path, f"s3://{store.netloc}/mlflow") as server:
+            own = config.model_copy(update={"tracking": TrackingConfig(tracking_uri=server)})
+            found = register(Tracker(own, "f2"), "stored", folders[0], 0.5, "protocol", {})
+            mlflow.set_tracking_uri(server)
+            loaded = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=str(tmp_path)))
+        filesystem, root = FileSystem.from_uri(url.replace("/runs?", "/mlflow?"))
+        stored = filesystem.get_file_info(FileSelector(root, recursive=True))
+    (manifest,) = loaded.glob("**/manifest.json")
+    assert verify(manifest.parent) == verify(folders[0])
+    assert any(info.base_name == "diffusion_pytorch_model.safetensors" for info in stored)
