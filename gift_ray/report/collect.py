@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,17 @@ class Folder:
                           folder / "steps")  # fmt: skip
         self.problems: list[Problem] = []
         self.records: dict[str, Record | None] = {}
+        self.left_out: set[str] = set()
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Those of these steps that were not done are not missing: what needed them ended early."""
+        self.left_out |= {name for name in names if not is_done(self.path(name))}
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Steps that are done, and those that were ever to be."""
+        known = self.records.keys() - self.left_out
+        return sum(self.records[name] is not None for name in known), len(known)
 
     def path(self, name: str) -> Path:
         """Where a step lies."""
@@ -166,6 +178,8 @@ class Folder:
         return self.records[name]
 
     def _read(self, name: str, label: str) -> Record | None:
+        if name in self.left_out:
+            return None
         if not is_done(self.path(name)):
             self.problems.append(Problem("unfinished", label, "not done yet"))
             return None
@@ -204,6 +218,8 @@ def collect(folder: Path, images: str | None = None) -> Study:
     arms = [_undefended(outline)]
     arms += _compared(rivals, summary) if rivals else _searched(config, trials, summary)
     for arm in arms:
+        if arm.trial_id is not None and arm.scorecard is None:
+            steps.leave_out(arm.outline["steps"])
         for name, label in arm.outline["steps"].items():
             steps.record(name, label)
     chance = _chance(steps, outline)
@@ -226,7 +242,7 @@ def collect(folder: Path, images: str | None = None) -> Study:
         config=config,
         rivals=tuple(rivals),
         finished=summary is not None and not any(p.kind == "unfinished" for p in problems),
-        units=(sum(r is not None for r in steps.records.values()), len(steps.records)),
+        units=steps.units,
         planned_trials=planned,
         arms=arms,
         trials=trials,

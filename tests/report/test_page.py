@@ -212,6 +212,17 @@ def test_a_half_done_study_says_so(tmp_path: Path, open_page) -> None:
     assert "… undecided" in text
 
 
+def test_what_a_trial_that_ended_early_left_out_is_not_missing(tmp_path: Path) -> None:
+    study = collect(build(tmp_path / "study", failed=1))
+    assert study.finished
+    done, known = study.units
+    assert done == known > 0
+    assert "not done yet" not in {problem.why for problem in study.problems}
+    html = render(study)
+    assert "This study is not finished" not in html
+    assert "round 3: the loss is not finite" in html
+
+
 def test_a_study_that_has_just_begun_has_a_page(tmp_path: Path, open_page) -> None:
     opened = open_page(page_of(build(tmp_path / "study", ended=0, finished=False, undone=("",))))
     assert opened.errors == []
