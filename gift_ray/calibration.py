@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from gift_ray import plugins, stages
@@ -65,6 +67,22 @@ def calibrate(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) ->
     Args:
         specs: the plug-ins to time, with their options, by kind (`defenses`, `attacks`).
     """
+    with _threads(max(1, int(config.cluster.cpus_per_unit))):
+        return _rates(config, specs)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many as Ray lets a unit compute with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rates(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Rates:
     base, evaluation = base_model(config.model), config.evaluation
     random, px = np.random.default_rng(0), base.resolution
     pictures = [

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from tiny import make_encoders, tiny_study
 
-from gift_ray import costs
+from gift_ray import costs, stages
 from gift_ray.calibration import calibrate
 from gift_ray.config import ModelConfig
 from gift_ray.plan import Plan, Step, closure, execute, plan
@@ -68,6 +71,24 @@ def test_what_is_done_costs_what_it_took_and_its_like_as_much(
         found = costs.estimate([known], study_dir, None)
         assert found == costs.Estimate(took["seconds"], took["peak_memory_bytes"], 1, 0)
     assert costs.estimate([step("immunize")], study_dir, None).unknown == 1
+
+
+def test_a_calibration_computes_with_as_many_threads_as_a_unit(
+    layout: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def draw(*arguments: Any) -> list[Image.Image]:
+        asked.append(torch.get_num_threads())
+        return stages_draw(*arguments)
+
+    stages_draw = stages.draw
+    monkeypatch.setattr(stages, "draw", draw)
+    before = torch.get_num_threads()
+    cluster = layout.config.cluster.model_copy(update={"cpus_per_unit": before + 1.0})
+    calibrate(layout.config.model_copy(update={"cluster": cluster}), {})
+    assert asked == [before + 1]
+    assert torch.get_num_threads() == before
 
 
 def test_a_calibration_times_every_part_and_the_account_holds_it_to_it(layout: Plan) -> None:
