@@ -29,7 +29,7 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.config import ClusterConfig
 from gift_ray.plan import Step, load_study, plan
 from gift_ray.records import read_record
-from gift_ray.storage import SharedDisk
+from gift_ray.storage import Storage
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # The demo's attack on the undefended model: 20 steps, 16 images, each unit with a seed of its own.
@@ -107,7 +107,7 @@ def scheduling(workers: int, units: int) -> None:
     )
 
 
-def do_nothing(step: Step, storage: SharedDisk, checkpoint_every: int) -> None:
+def do_nothing(step: Step, storage: Storage, checkpoint_every: int) -> None:
     """A unit that is done at once."""
 
 

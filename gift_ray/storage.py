@@ -26,14 +26,14 @@ from gift_ray.records import is_done, read_record
 DONE = "done"
 
 
-def storage_of(cluster: ClusterConfig, study_dir: Path) -> SharedDisk:
+def storage_of(cluster: ClusterConfig, study_dir: Path) -> Storage:
     """What the configuration says: `cluster.storage_path`, or the disk that the study's folder is on."""
     url = cluster.storage_path
-    return ObjectStore(url, study_dir) if url else SharedDisk(study_dir)
+    return ObjectStore(url, study_dir) if url else Storage(study_dir)
 
 
-class SharedDisk:
-    """All nodes see the study's folder under the same path: nothing to send, nothing to fetch.
+class Storage:
+    """A disk that all nodes mount, under the same path: nothing to send, nothing to fetch.
 
     Args:
         study_dir: the study's folder on this node.
@@ -44,7 +44,7 @@ class SharedDisk:
     def __init__(self, study_dir: Path) -> None:
         self.study_dir = study_dir
 
-    def on_node(self) -> SharedDisk:
+    def on_node(self) -> Storage:
         """The same storage, seen from the node of a process that another node has sent it to."""
         return self
 
@@ -73,7 +73,7 @@ class SharedDisk:
             path.unlink(missing_ok=True)
 
 
-class ObjectStore(SharedDisk):
+class ObjectStore(Storage):
     """Nodes share no disk: steps, checkpoints and the search's memory travel through an object store.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gift_ray.errors import ConfigError
 from gift_ray.records import write_json_atomic
-from gift_ray.storage import SharedDisk
+from gift_ray.storage import Storage
 
 State = Literal["running", "complete", "pruned", "infeasible", "failed"]
 # What a failed trial tells the search: worse than the worst infeasible one (retention 0).
@@ -75,7 +75,7 @@ class Ledger:
         return [t for _, t in sorted(self.trials.items()) if t.state == "running"]
 
 
-def ledger_of(storage: SharedDisk, fingerprint: str) -> Ledger:
+def ledger_of(storage: Storage, fingerprint: str) -> Ledger:
     """The memory of the search with this fingerprint, as far as the study's storage has it."""
     folder = storage.study_dir / "search" / fingerprint[:16]
     storage.fetch(folder)

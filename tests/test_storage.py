@@ -13,7 +13,7 @@ from s3 import start_s3
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import ClusterFailed
 from gift_ray.records import is_done, read_record, write_step
-from gift_ray.storage import DONE, ObjectStore, SharedDisk, storage_of
+from gift_ray.storage import DONE, ObjectStore, Storage, storage_of
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def nodes(url: str, tmp_path: Path) -> tuple[ObjectStore, ObjectStore]:
     )
 
 
-def finish(store: SharedDisk, text: str = "scores") -> Path:
+def finish(store: Storage, text: str = "scores") -> Path:
     """A step of two files, done on this node."""
 
     def work(out: Path) -> dict[str, str]:
@@ -46,7 +46,7 @@ def finish(store: SharedDisk, text: str = "scores") -> Path:
 
 
 def test_the_configuration_says_which() -> None:
-    assert type(storage_of(ClusterConfig(), Path("/study"))) is SharedDisk
+    assert type(storage_of(ClusterConfig(), Path("/study"))) is Storage
     assert type(storage_of(ClusterConfig(storage_path="s3://a/b"), Path("/study"))) is ObjectStore
 
 
@@ -153,7 +153,7 @@ def test_it_travels_and_finds_its_node(nodes, tmp_path, monkeypatch) -> None:
     assert travelled.study_dir == tmp_path / "elsewhere" / "cache" / "study"
     one.send_step(one.study_dir / "steps" / "evaluate-0123")
     assert travelled.fetch_step(travelled.study_dir / "steps" / "evaluate-0123")
-    shared = SharedDisk(tmp_path)
+    shared = Storage(tmp_path)
     assert shared.on_node() is shared
 
 

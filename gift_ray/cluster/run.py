@@ -23,7 +23,7 @@ from gift_ray.config import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
 from gift_ray.plan import JOURNALED, Step, closure
 from gift_ray.stages import LocalJournal
-from gift_ray.storage import SharedDisk, storage_of
+from gift_ray.storage import Storage, storage_of
 
 
 def run_steps(
@@ -110,7 +110,7 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
     clock.tell("done")
 
 
-def _as_task(step: Step, storage: SharedDisk, cluster: ClusterConfig) -> None:
+def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
     """One Ray task. `DEFAULT` keeps it out of a Tune trial's own (empty) reservation."""
     remote = _unit.options(
         num_cpus=cluster.cpus_per_unit,
@@ -132,7 +132,7 @@ def _as_task(step: Step, storage: SharedDisk, cluster: ClusterConfig) -> None:
 
 # Processes that have done a GPU task are kept too: the models they loaded are the point.
 @ray.remote(max_calls=0)
-def _unit(step: Step, storage: SharedDisk, checkpoint_every: int) -> GiftError | None:
+def _unit(step: Step, storage: Storage, checkpoint_every: int) -> GiftError | None:
     here = storage.on_node()
     if step.kind not in JOURNALED:
         return attempt(step, here)
@@ -147,7 +147,7 @@ def _unit(step: Step, storage: SharedDisk, checkpoint_every: int) -> GiftError |
 class _StoredJournal(LocalJournal):
     """Checkpoints that a retry finds on whatever node it runs."""
 
-    def __init__(self, path: Path, every: int, storage: SharedDisk) -> None:
+    def __init__(self, path: Path, every: int, storage: Storage) -> None:
         super().__init__(path, every)
         self.storage = storage
 

@@ -18,7 +18,7 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.config import StudyConfig
 from gift_ray.plan import Step, configure, plan, protocol_id
 from gift_ray.search import Outcome, Search, evaluate
-from gift_ray.storage import SharedDisk, storage_of
+from gift_ray.storage import Storage, storage_of
 from gift_ray.trials import Trial, earlier_trials, ledger_of
 
 __all__ = ["Trial", "search"]
@@ -58,15 +58,13 @@ def search(
     return ledger.ended()
 
 
-def fetch_steps(steps: Iterable[Step], storage: SharedDisk) -> None:
+def fetch_steps(steps: Iterable[Step], storage: Storage) -> None:
     """Make those that are finished readable on this node."""
     for step in steps:
         storage.fetch_step(step.folder(storage.study_dir))
 
 
-def _run(
-    config: StudyConfig, board: Any, live: Search, storage: SharedDisk, fingerprint: str
-) -> None:
+def _run(config: StudyConfig, board: Any, live: Search, storage: Storage, fingerprint: str) -> None:
     assert config.search is not None
     _Searcher.live = _Scheduler.live = live
     # Tune's own state is nothing that a search continues from: that is the ledger.
@@ -100,9 +98,7 @@ def _run(
         raise error
 
 
-def _trial(
-    setting: dict[str, Any], *, config: StudyConfig, board: Any, storage: SharedDisk
-) -> None:
+def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any, storage: Storage) -> None:
     """One setting, start to end, in a process of its own. Only this thread reports to Tune; between
     rungs nothing of it runs, so that a trial that is stopped leaves nothing behind."""
     here = storage.on_node()

@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError, RayError
 from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError
-from gift_ray.storage import SharedDisk, storage_of
+from gift_ray.storage import Storage, storage_of
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def _answer(ref: Any) -> bool:
         return True
 
 
-def _sees(storage: SharedDisk, name: str) -> bool:
+def _sees(storage: Storage, name: str) -> bool:
     here = storage.on_node()
     try:
         here.fetch(here.study_dir / name)

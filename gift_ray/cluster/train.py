@@ -21,7 +21,7 @@ from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_ful
 from gift_ray.plan import Step, assist, execute
 from gift_ray.records import load_state, save_state
 from gift_ray.stages import Journal
-from gift_ray.storage import SharedDisk
+from gift_ray.storage import Storage
 
 STATE = "state.safetensors"
 
@@ -52,7 +52,7 @@ class TrainJournal(Journal):
             return load_state(Path(folder) / STATE)
 
 
-def train(step: Step, storage: SharedDisk, cluster: ClusterConfig) -> None:
+def train(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
     """Run one training step to its record; blocks.
 
     The run's name is the step's, so that a rerun finds its own checkpoints and never another's.
@@ -111,7 +111,7 @@ def _train_worker(settings: dict[str, Any]) -> GiftError | None:
 
 
 def attempt(
-    step: Step, storage: SharedDisk, journal: Journal | None = None, work: Callable = execute
+    step: Step, storage: Storage, journal: Journal | None = None, work: Callable = execute
 ) -> GiftError | None:
     """Execute a step, between fetching what it reads and sending what it leaves; a failure that a retry
     can't help comes back as the error to raise."""

@@ -19,7 +19,7 @@ from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ModelConfig, StudyConfig
 from gift_ray.plan import closure, execute, plan
 from gift_ray.search import Search, evaluate
-from gift_ray.storage import SharedDisk
+from gift_ray.storage import Storage
 from gift_ray.trials import Ledger, Trial, ledger_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -138,7 +138,7 @@ def test_killed_drivers_leave_the_trials_of_an_undisturbed_search(
     after = records(config)
     assert {name: after[name] for name in before} == before
     assert f"computed {len(after) - len(before)}\n" in said
-    found = ledger_of(SharedDisk(config.study_dir), "f" * 64).ended()
+    found = ledger_of(Storage(config.study_dir), "f" * 64).ended()
     assert [strip(trial) for trial in found] == [strip(trial) for trial in expected]
     assert set(after) == set(
         records(config.model_copy(update={"output_dir": str(tmp_path / "plain")}))

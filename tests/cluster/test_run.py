@@ -28,7 +28,7 @@ from gift_ray.errors import ClusterFailed, UnitFailed
 from gift_ray.models import base_model
 from gift_ray.plan import Step, execute, plan
 from gift_ray.records import is_done, load_state, read_record
-from gift_ray.storage import SharedDisk
+from gift_ray.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -169,7 +169,7 @@ def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(cluster, tiny_co
 def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_config, tmp_path, full_disk):
     step = plan(study(tiny_config)).undefended.immunize
     for needed in step.inputs.values():
-        failed = attempt(needed, SharedDisk(tmp_path))
+        failed = attempt(needed, Storage(tmp_path))
         assert isinstance(failed, ClusterFailed)
         assert "storage is full" in str(failed)
         assert list((tmp_path / "steps").iterdir()) == []
