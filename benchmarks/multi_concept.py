@@ -9,6 +9,7 @@ common are computed once; running it again continues.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pandas as pd
 from gift_ray.comparison import as_text
 from gift_ray.config import StudyConfig
 from gift_ray.multi_concept import cost, matrix, standing
-from gift_ray.plan import Plan, configure, execute, load_study, plan
+from gift_ray.plan import Step, configure, execute, load_study, plan, scorecard
 from gift_ray.records import is_done
 
 
@@ -55,7 +56,10 @@ def main(path: str, counts: list[int], chosen: list[str], overrides: list[str]) 
                 continue
             # The tables are written anew after each way: a run that is stopped has said what it knows.
             layout = plan(configure(fewer, changes), matrix=count == max(counts))
-            run(layout, study_dir)
+            # An attack that teaches the undefended model nothing would prove nothing: told first.
+            run(layout.shared(), study_dir)
+            scorecard(layout, layout.undefended, study_dir)
+            run(layout.steps(), study_dir)
             results = {**standing(layout, study_dir), **cost(layout, study_dir)}
             rows.append({"concepts": count, "way": way, **results})
             write(pd.DataFrame(rows), study_dir / "ways")
@@ -64,9 +68,8 @@ def main(path: str, counts: list[int], chosen: list[str], overrides: list[str]) 
                 write(pd.concat(cells), study_dir / "matrix")
 
 
-def run(layout: Plan, study_dir: Path) -> None:
+def run(steps: Sequence[Step], study_dir: Path) -> None:
     """In this process, one after the other: their CPU seconds compare."""
-    steps = layout.steps()
     for number, step in enumerate(steps, 1):
         if not is_done(step.folder(study_dir)):
             record = execute(step, study_dir)
