@@ -37,6 +37,7 @@ SMALL = [
     "concepts.malicious.0.source.num_images=7",
     "prior.source.num_images=30",
     "defense={name: none}",
+    "search=null",
 ]
 
 

@@ -221,7 +221,7 @@ def run_and_kill(
                 driver.wait()
                 driver = start_driver(cluster, config, folder)
             made.append(kind)
-            due = len(watch.done) + rng.randint(1, 3)
+            due = len(watch.done) + rng.randint(1, 2)
     finally:
         driver.kill()
     assert driver.returncode == 0, (folder / "driver.log").read_text()[-4000:]
