@@ -168,7 +168,7 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 def _log_and_register(
     tracker: Tracker, name: str, folder: Path, manifest: str, tags: dict[str, str]
 ) -> str:
-    """Upload the folder and make a version of it; returns its number."""
+    """Upload the folder and make a version of it; returns its number, or "" if another driver was first."""
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
         # The signature tells all that an example would.
@@ -183,4 +183,10 @@ def _log_and_register(
         )
     # start_run ended the parent; it goes on until the study is written.
     tracker.client.update_run(tracker.run_id, status="RUNNING")
-    return str(mlflow.register_model(model.model_uri, name, tags=tags).version)
+    try:
+        return str(mlflow.register_model(model.model_uri, name, tags=tags).version)
+    except MlflowException:
+        # Another driver that was there first with the same content may have deleted ours already.
+        if not _of_manifest(tracker.client, name, manifest):
+            raise
+        return ""
