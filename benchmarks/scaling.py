@@ -6,7 +6,7 @@
 `speedup` times independent attacks on the built-in model, after each worker's first. `scheduling` runs the
 real `run_steps` on a real Ray whose one node claims WORKERS cores, so that as many units are in flight; it
 shows what the driver and Ray's scheduler can do and how much memory the driver needs, not what machines
-would. Ray's worker processes are real ones: a few are asked for at a time, else they would fill the memory.
+would.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ def scheduling(workers: int, units: int) -> None:
         Step(kind="evaluate", label=f"nothing {i}", spec={}, identity={"i": i})
         for i in range(units)
     ]
-    os.environ["RAY_max_pending_lease_requests_per_scheduling_category"] = "4"
     run._unit = ray.remote(max_calls=0)(do_nothing)  # type: ignore[assignment]
     driver = psutil.Process()
     with tempfile.TemporaryDirectory() as folder, cluster(workers):

@@ -41,7 +41,8 @@ def local_head() -> Iterator[dict[str, str]]:
         return
     port, gcs, agent = _free_ports(3)
     # Its own folder: in a shared one Ray's jobs find the youngest head of the machine, whose ever it is.
-    folder = tempfile.mkdtemp(prefix="ray-")
+    # In /tmp, as Ray's own: the path of a socket below it has room for 100 characters, and macOS's have more.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",

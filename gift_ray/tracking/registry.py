@@ -7,8 +7,8 @@ then looks: what has to be one in the end follows from what all of them see, who
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ OBJECTIVE = "gift_ray.objective"
 PROTOCOL = "gift_ray.protocol"
 # A version that was held against the champion: from then on only people move the alias to or from it.
 SETTLED = "gift_ray.settled"
+MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 # Of a version's tags, what people want to see in a row.
 TOLD = ("concepts", "defense", "objective", "resistance", "retention", "worst_retention")
 REQUIREMENTS = ["mlflow>=3.13,<3.18", "torch>=2.13,<2.15", "diffusers>=0.42,<0.43",
@@ -129,7 +130,7 @@ def _only_version(client: MlflowClient, name: str, manifest: str) -> ModelVersio
     first, *others = _of_manifest(client, name, manifest)
     for other in others:
         # Another driver may have deleted it meanwhile.
-        with suppress(MlflowException):
+        with _may_be_missing():
             client.delete_model_version(name, other.version)
     return first
 
@@ -159,16 +160,26 @@ def _beats(version: ModelVersion, champion: ModelVersion) -> bool:
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    try:
+    with _may_be_missing():
         return client.get_model_version_by_alias(name, "champion")
-    except MlflowException:
-        return None
+    return None
+
+
+@contextmanager
+def _may_be_missing() -> Iterator[None]:
+    """Within the block what is not there is no error; a server that fails is one."""
+    try:
+        yield
+    except MlflowException as error:
+        # MLflow says INVALID_PARAMETER_VALUE of an alias that is not there.
+        if error.error_code not in MISSING:
+            raise
 
 
 def _log_and_register(
     tracker: Tracker, name: str, folder: Path, manifest: str, tags: dict[str, str]
 ) -> str:
-    """Upload the folder and make a version of it; returns its number, or "" if another driver was first."""
+    """Upload the folder and make a version of it; returns its number."""
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
         # The signature tells all that an example would.
@@ -183,10 +194,4 @@ def _log_and_register(
         )
     # start_run ended the parent; it goes on until the study is written.
     tracker.client.update_run(tracker.run_id, status="RUNNING")
-    try:
-        return str(mlflow.register_model(model.model_uri, name, tags=tags).version)
-    except MlflowException:
-        # Another driver that was there first with the same content may have deleted ours already.
-        if not _of_manifest(tracker.client, name, manifest):
-            raise
-        return ""
+    return str(mlflow.register_model(model.model_uri, name, tags=tags).version)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import ray
 from nodes import add_worker, start_cluster
@@ -22,7 +23,7 @@ from gift_ray.cluster.session import session
 from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.plan import Step, closure, configure, execute, plan
-from gift_ray.records import is_done, read_record
+from gift_ray.records import is_done, load_state, read_record, save_state
 from gift_ray.storage import storage_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -110,18 +111,32 @@ def test_a_lost_node_takes_no_checkpoint_with_it(nodes, config, url, tmp_path) -
                 assert time.monotonic() < deadline, "no checkpoint was sent"
                 assert not ended.done(), "it ended before its node could be lost"
                 storage.fetch(checkpoint)
-            add_worker(own, GIFT_RAY_HOME=str(tmp_path / "other"))
             own.remove_node(lost, allow_graceful=False)
             shutil.rmtree(tmp_path / "lost")
+            # Whoever continues from what is stored carries this mark to the end.
+            storage.fetch(checkpoint)
+            saved = load_state(checkpoint)
+            saved["rows"][0]["mark"] = 1.0
+            save_state(checkpoint, saved)
+            storage.send(checkpoint)
+            add_worker(own, GIFT_RAY_HOME=str(tmp_path / "other"))
             ended.result(timeout=600)
         other = tmp_path / "other" / "cache" / config.name
         assert is_done(step.folder(other)), "it did not move to the other node"
         checkpoint.unlink()
         storage.fetch(checkpoint)
         assert not checkpoint.exists(), "a finished step needs no checkpoint"
+    log = pd.read_parquet(step.folder(config.study_dir) / "training.parquet")
+    assert log["mark"].sum() == 1.0, "it did not continue from the checkpoint of the lost node"
     for needed in closure([step]):
         execute(needed, tmp_path / "plain")
-    assert files([step], config.study_dir) == files([step], tmp_path / "plain")
+    (here,), (plain,) = (
+        files([step], folder).values() for folder in (config.study_dir, tmp_path / "plain")
+    )
+    assert here["unet.safetensors"] == plain["unet.safetensors"]
+    assert log.drop(columns="mark").equals(
+        pd.read_parquet(step.folder(tmp_path / "plain") / "training.parquet")
+    )
 
 
 def test_a_search_outlives_its_driver_and_the_drivers_disk(nodes, config) -> None:
@@ -134,18 +149,16 @@ def test_a_search_outlives_its_driver_and_the_drivers_disk(nodes, config) -> Non
     shutil.rmtree(config.study_dir)
     with session(config.cluster, config.study_dir):
         board = start_board()
-        run_steps(plan(config).steps(), config.study_dir, config.cluster, board)
+        run_steps(plan(config).shared(), config.study_dir, config.cluster, board)
         reported: list[object] = []
         again = search(config, board, reported.append, "f" * 64)
-        events = read_board(board)(0)
+        states = {event.state for event in read_board(board)(0)}
     assert again == first
     assert reported == []
-    # All but the setting that no trial had.
-    (arm,) = plan(config).defended
-    done = {event.label for event in events if event.state == "done"}
-    assert done <= {step.label for step in arm.steps()}
-    for step in plan(config).shared():
-        assert is_done(step.folder(config.study_dir))
+    assert states == {"started", "reused"}
+    # What the trials left is here again, for the gate and the report.
+    for trial in again:
+        files(plan(configure(config, trial.values)).steps(), config.study_dir)
 
 
 def test_a_store_that_nobody_reaches_is_told_before_a_unit_starts(nodes, config) -> None:

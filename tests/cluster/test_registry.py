@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image
 from pyarrow.fs import FileSelector, FileSystem
 from s3 import start_s3
@@ -215,6 +217,21 @@ def test_a_champion_that_a_person_chose_is_not_passed_over_for_an_old_one(
     assert not register(tracker, "rollback", folders[2], 0.4, "protocol", {}).champion
     assert not register(tracker, "rollback", folders[1], 0.9, "protocol", {}).champion
     assert champion(tracker.client, "rollback") == "1"
+
+
+def test_a_server_that_fails_is_not_one_without_a_champion(
+    tracker: Tracker, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tracker, "kept", folders[0], 0.9, "protocol", {})
+
+    def busy(*_: object) -> None:
+        raise MlflowException("busy", TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, "get_model_version_by_alias", busy)
+        with pytest.raises(MlflowException, match="busy"):
+            register(tracker, "kept", folders[1], 0.4, "protocol", {})
+    assert champion(tracker.client, "kept") == "1"
 
 
 def test_drivers_that_race_make_one_version_and_the_best_model_is_champion(
