@@ -34,6 +34,7 @@ from gift_ray.config import (
 )
 from gift_ray.encoders import locate_encoder
 from gift_ray.errors import ConfigError, DataError, GiftError
+from gift_ray.expand import each_concept
 from gift_ray.labels import Levels, label_images
 from gift_ray.records import Record, digest, is_done, read_record, write_step
 from gift_ray.stages import Journal, LocalJournal
@@ -170,7 +171,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     Raises:
         ConfigError, ModelError: all mistakes of the file, or what the machine lacks.
     """
-    config = load_config(path, overrides, check=plugins.check)
+    config = each_concept(load_config(path, overrides, check=plugins.check))
     _check_space(config)
     _check_steps(config)
     check_similarities(config)

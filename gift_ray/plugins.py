@@ -79,6 +79,11 @@ class Source(Plugin):
         """Whether the images depend on the base model (they are then recomputed for another)."""
         return False
 
+    def concepts(self) -> list[tuple[dict[str, str], dict[str, Any]]] | None:
+        """For a source that stands for every concept of a data set: the words of each (`name`, `class`)
+        and the options of its own source. None: it is of one concept. Raises DataError."""
+        return None
+
 
 class Defense(Plugin):
     """How a model is made to resist; `none` is one of them, which does not train."""

@@ -19,7 +19,7 @@ FLOORS = (
     {"encoders", "plugins", "checkpoints"},
     {"data"},
     PLUGINS,
-    {"stages"},
+    {"stages", "expand"},
     {"plan", "calibration"},
     {"costs"},
     {"search"},

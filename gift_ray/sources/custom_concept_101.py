@@ -28,7 +28,10 @@ class CustomConcept101(Source):
     version: ClassVar[int] = 1
 
     folder: str = Field(description="holds dataset.json and benchmark_dataset")
-    concept: str = Field(description="a folder of benchmark_dataset, or a class that has only one")
+    concept: str = Field(
+        description="a folder of benchmark_dataset, or a class that has only one; '*': a concept for "
+        "each that has min_images"
+    )
     min_images: int = Field(9, gt=0, description="fewer are refused; GIFT took concepts of over 8")
 
     @field_validator("folder")
@@ -59,6 +62,24 @@ class CustomConcept101(Source):
     def identity(self) -> dict[str, Any]:
         # The same photographs under another path are the same source.
         return {key: value for key, value in super().identity().items() if key != "folder"}
+
+    def concepts(self) -> list[tuple[dict[str, str], dict[str, Any]]] | None:
+        if self.concept != "*":
+            return None
+        found = {name: entry for name, entry in self._entries().items() if self._is_enough(entry)}
+        if not found:
+            raise DataError(
+                f"source custom_concept_101: no concept has min_images {self.min_images}; lower it, or "
+                "extract benchmark_dataset.zip beside dataset.json"
+            )
+        return [
+            ({"name": name, "class": noun}, {**self.model_dump(mode="json"), "concept": name})
+            for name, (_, noun, _) in sorted(found.items())
+        ]
+
+    def _is_enough(self, entry: tuple[Path, str, str]) -> bool:
+        place, _, _ = entry
+        return place.is_dir() and len(image_files(place)) >= self.min_images
 
     def _concept(self) -> tuple[list[Path], str]:
         """The concept's photographs and their caption."""
