@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Iterator
 
 # Read when the libraries are imported, so set before anything of ours is.
 os.environ.update(
@@ -70,12 +68,3 @@ def journal(tmp_path: Path) -> LocalJournal:
 @pytest.fixture
 def killed_journal(tmp_path: Path) -> KilledJournal:
     return KilledJournal(tmp_path / "killed.safetensors", every=1)
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """This process may write no file beyond 4 kB: the system's answer is that of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killed import full_disk
 from safetensors import SafetensorError, safe_open
 
 from gift_ray.errors import DataError, is_storage_full
@@ -90,7 +91,7 @@ def test_a_writer_whose_folder_the_first_one_took_away_has_its_result(tmp_path: 
     assert write_step(tmp_path / "step", IDENTITY, overtaken).result == {"count": 1}
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     large = {"unet": {"w": torch.randn(10_000)}}
 
     def writes(out: Path) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, full_disk: None
         lambda: write_step(tmp_path / "step", IDENTITY, lambda out: {"numbers": list(range(5000))}),
         lambda: write_json_atomic(tmp_path / "summary.json", list(range(5000))),
     ):
-        with pytest.raises((OSError, SafetensorError)) as error:
+        with pytest.raises((OSError, SafetensorError)) as error, full_disk():
             write()
         assert is_storage_full(error.value)
         assert list(tmp_path.iterdir()) == []

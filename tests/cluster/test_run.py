@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
+from killed import full_disk
 from nodes import start_cluster
 from safetensors.torch import load_file
 
@@ -166,10 +167,11 @@ def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(cluster, tiny_co
     assert most[0] == 2
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_config, tmp_path, full_disk):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_config, tmp_path):
     step = plan(study(tiny_config)).undefended.immunize
     for needed in step.inputs.values():
-        failed = attempt(needed, Storage(tmp_path))
+        with full_disk():
+            failed = attempt(needed, Storage(tmp_path))
         assert isinstance(failed, ClusterFailed)
         assert "storage is full" in str(failed)
         assert list((tmp_path / "steps").iterdir()) == []
