@@ -11,7 +11,9 @@ import sys
 
 from gift_ray import comparison
 from gift_ray.gate import refusals
-from gift_ray.plan import Plan, load_study, scorecard
+from gift_ray.plan import Plan
+from gift_ray.scorecard import scorecard
+from gift_ray.study import load_study
 
 
 def rows(plans: dict[str, Plan]) -> list[str]:

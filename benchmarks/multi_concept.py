@@ -17,9 +17,12 @@ import pandas as pd
 
 from gift_ray.comparison import as_text
 from gift_ray.config import StudyConfig
+from gift_ray.execute import execute
 from gift_ray.multi_concept import cost, matrix, standing
-from gift_ray.plan import Step, configure, execute, load_study, plan, scorecard
+from gift_ray.plan import Step, plan
 from gift_ray.records import is_done
+from gift_ray.scorecard import scorecard
+from gift_ray.study import configure, load_study
 
 
 def ways(config: StudyConfig, count: int) -> dict[str, dict[str, Any]]:

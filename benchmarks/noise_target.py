@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from gift_ray.plan import configure, execute, load_study, plan
+from gift_ray.execute import execute
+from gift_ray.plan import plan
+from gift_ray.study import configure, load_study
 
 COLUMNS = ["L_prior", "mse_malicious", "L_noise", "std_ratio", "correlation"]
 VARIANTS = {

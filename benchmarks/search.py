@@ -24,9 +24,12 @@ from typing import Any
 
 from gift_ray import costs
 from gift_ray.config import Range, SearchConfig, StudyConfig
-from gift_ray.plan import closure, configure, execute, load_study, plan, scorecard
+from gift_ray.execute import execute
+from gift_ray.plan import closure, plan
 from gift_ray.records import digest, write_json_atomic
+from gift_ray.scorecard import scorecard
 from gift_ray.search import Outcome, evaluate, is_hopeless, propose
+from gift_ray.study import configure, load_study
 from gift_ray.trials import Trial
 
 POINTS = (9, 5)

@@ -17,20 +17,9 @@ from gift_ray.config import StudyConfig
 from gift_ray.diffusion import Seeds
 from gift_ray.errors import ConfigError
 from gift_ray.labels import COLUMNS, LABELS
-from gift_ray.plan import (
-    UNDEFENDED,
-    Arm,
-    Plan,
-    Step,
-    closure,
-    curves,
-    labelled_scores,
-    plan,
-    recoveries,
-    scorecard,
-    scores,
-)
+from gift_ray.plan import UNDEFENDED, Arm, Plan, Step, closure, plan
 from gift_ray.records import read_record
+from gift_ray.scorecard import curves, labelled_scores, recoveries, scorecard, scores
 from gift_ray.scoring import recovery, resistance, similarity_gap_ratio, steps_to_recovery
 from gift_ray.statistics import Interval, interval, paired_difference
 

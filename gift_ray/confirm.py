@@ -13,8 +13,10 @@ from typing import Any
 from gift_ray import gate
 from gift_ray.config import StudyConfig
 from gift_ray.errors import UnitFailed
-from gift_ray.plan import Arm, Plan, Step, configure, plan, scorecard
+from gift_ray.plan import Arm, Plan, Step, plan
+from gift_ray.scorecard import scorecard
 from gift_ray.scoring import Scorecard
+from gift_ray.study import configure
 
 COORDINATES = ("objective", "resistance", "retention")
 

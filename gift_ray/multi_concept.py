@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from gift_ray.comparison import images_seen
-from gift_ray.plan import Arm, Plan, Step, closure, recoveries, scorecard
+from gift_ray.plan import Arm, Plan, Step, closure
 from gift_ray.records import read_claim
+from gift_ray.scorecard import recoveries, scorecard
 
 TRAINS = ("immunize", "merge")
 

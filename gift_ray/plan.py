@@ -5,40 +5,23 @@ folder, so that doing it twice is a no-op and whatever did not change is never c
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from pydantic import BaseModel
-
-from gift_ray import models, plugins, scoring, stages
+from gift_ray import models, plugins
 from gift_ray.config import (
     AttackConfig,
     ConceptConfig,
     DefenseConfig,
     EvaluationConfig,
-    MergeConfig,
     MetricConfig,
-    ModelConfig,
     PluginConfig,
-    PriorConfig,
-    Range,
     StudyConfig,
-    load_config,
-    settings,
-    value_at,
-    with_values,
 )
 from gift_ray.encoders import locate_encoder
-from gift_ray.errors import ConfigError, DataError, GiftError
-from gift_ray.expand import each_concept
-from gift_ray.labels import Levels, label_images
-from gift_ray.records import Record, digest, is_done, read_record, write_step
-from gift_ray.stages import Journal, LocalJournal
-from gift_ray.trials import earlier_trials
+from gift_ray.records import digest
 
 # Raised when a stage's meaning changes: every step of the kind is then computed anew.
 VERSIONS = {
@@ -47,11 +30,6 @@ VERSIONS = {
 }  # fmt: skip
 # Raised when immunizing against several concepts at once changes its meaning, and against one doesn't.
 SEVERAL = 2
-# The parts of the configuration that a spec may hold.
-PARTS: dict[str, type[BaseModel]] = {
-    "model": ModelConfig, "evaluation": EvaluationConfig, "prior": PriorConfig,
-    "concept": ConceptConfig, "defense": DefenseConfig, "attack": AttackConfig, "merge": MergeConfig,
-}  # fmt: skip
 # The kinds that are given a journal: a log, and checkpoints.
 JOURNALED = ("immunize", "attack")
 UNDEFENDED = DefenseConfig(name="none")
@@ -163,152 +141,6 @@ def closure(steps: Iterable[Step]) -> list[Step]:
     for step in steps:
         visit(step)
     return list(found.values())
-
-
-def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
-    """Read a study and check everything that can be checked without a worker.
-
-    Raises:
-        ConfigError, ModelError: all mistakes of the file, or what the machine lacks.
-    """
-    config = each_concept(load_config(path, overrides, check=plugins.check))
-    _check_space(config)
-    _check_steps(config)
-    check_similarities(config)
-    models.locate(config.model)
-    for role, name in config.evaluation.encoders.model_dump().items():
-        if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
-            locate_encoder(role, name)
-    if config.search and config.search.warm_start:
-        earlier_trials(config.search.warm_start, config.search.space, protocol_id(config))
-    return config
-
-
-def check_data(config: StudyConfig) -> None:
-    """Read every image that needs no model, so that bad data is found before any worker starts.
-
-    Raises:
-        DataError: the mistakes of all concepts and of D_S.
-    """
-    mistakes: list[str] = []
-    for concept in (*config.concepts.malicious, *config.concepts.safe):
-        try:
-            stages.check_concept(concept, config.seed)
-        except GiftError as error:
-            mistakes += error.mistakes
-    try:
-        stages.check_prior(config.prior, config.seed)
-    except GiftError as error:
-        mistakes += error.mistakes
-    if mistakes:
-        raise DataError(*mistakes)
-
-
-def _check_space(config: StudyConfig) -> None:
-    """Both ends and the inside of every searched range must be valid values of the option that they
-    name, whatever else is chosen."""
-    mistakes = []
-    space = config.search.space if config.search else {}
-    for path, searched in space.items():
-        contexts = _contexts(config, path, space)
-        if not contexts:
-            mistakes.append(
-                f"search.space: {path}: when {searched.when} holds in no setting; name a value that "
-                "the study has, or one of the choices of an option of the space"
-            )
-        wrong = _impossible(config, path, _ends(searched), contexts)
-        mistakes += wrong or _impossible(config, path, _inside(searched), contexts)
-    if mistakes:
-        raise ConfigError(*dict.fromkeys(mistakes))
-
-
-def _impossible(
-    config: StudyConfig, path: str, values: list[Any], contexts: list[dict[str, Any]]
-) -> list[str]:
-    mistakes = []
-    for value, context in itertools.product(values, contexts):
-        try:
-            configure(config, {**context, path: value})
-        except (GiftError, AttributeError, LookupError, ValueError, TypeError) as error:
-            mistakes.append(f"search.space: {path} = {value} is not possible: {error}")
-    return mistakes
-
-
-def _contexts(config: StudyConfig, path: str, space: Mapping[str, Range]) -> list[dict[str, Any]]:
-    """All choices of other options of the space that decide whether this one is there."""
-    when = space[path].when
-    deciding = {
-        other: option.choices
-        for other, option in space.items()
-        if option.choices is not None
-        and any(name == other or name.startswith(f"{other}.") for name in when or [path])
-        and other != path
-    }
-    found = (
-        dict(zip(deciding, chosen, strict=True)) for chosen in itertools.product(*deciding.values())
-    )
-    return [context for context in found if holds(settings(config, context), when)]
-
-
-def holds(raw: dict[str, Any], when: Mapping[str, Any]) -> bool:
-    """Whether a setting has the wanted values (one, or one of a list) at these dotted paths."""
-    wanted = {path: v if isinstance(v, list) else [v] for path, v in when.items()}
-    return all(value_at(raw, path) in values for path, values in wanted.items())
-
-
-def _check_steps(config: StudyConfig) -> None:
-    """Polishing and continuing are the defense again, for a number of steps of its own."""
-    concepts = config.concepts
-    asked = {
-        "concepts.merge.polish_steps": concepts.mode == "merge" and concepts.merge.polish_steps,
-        "concepts.added_steps": concepts.added_steps,
-    }
-    mistakes = [
-        f"{name}: {config.defense.name} has no max_train_steps to set to {steps}; leave {name} out, or "
-        "take a defense that has"
-        for name, steps in asked.items()
-        if steps
-        and plugins.check("defenses", config.defense.name, _of_steps(config.defense, steps).options)
-    ]
-    if mistakes:
-        raise ConfigError(*mistakes)
-
-
-def check_similarities(config: StudyConfig) -> None:
-    """What resistance is made of must be a number for each image that grows with the concept.
-
-    Raises:
-        ConfigError: one line for each that is not.
-    """
-    kinds = {name: plugins.resolve("metrics", name) for name in config.scoring.similarities}
-    mistakes = [
-        f"scoring.similarities: {name!r} is no similarity of single images; give one as clip_image"
-        for name, kind in kinds.items()
-        if not issubclass(kind, plugins.Metric) or kind.direction < 0
-    ]
-    if mistakes:
-        raise ConfigError(*mistakes)
-
-
-def _ends(searched: Range) -> list[Any]:
-    if searched.choices is not None:
-        return list(searched.choices)
-    assert searched.low is not None
-    assert searched.high is not None
-    whole = searched.integer
-    return [round(end) if whole else end for end in (searched.low, searched.high)]
-
-
-def _inside(searched: Range) -> list[float]:
-    """A place that is no whole number: a range over a number of steps must say that it is `integer`."""
-    if searched.low is None or searched.high is None or searched.integer:
-        return []
-    return [searched.low + (searched.high - searched.low) / 3**0.5]
-
-
-def configure(config: StudyConfig, values: dict[str, Any]) -> StudyConfig:
-    """The study of one search trial."""
-    return with_values(config, values, check=plugins.check)
 
 
 def plan(config: StudyConfig, *, matrix: bool = False) -> Plan:
@@ -440,7 +272,7 @@ def _merged(
     )  # fmt: skip
     if options.polish_steps == 0:
         return merged
-    defense, label = _of_steps(config.defense, options.polish_steps), _against(config, group)
+    defense, label = of_steps(config.defense, options.polish_steps), _against(config, group)
     return _immunize_step(config, f"polish {label}", defense, group, concepts, prior, merged)
 
 
@@ -453,7 +285,7 @@ def _continued(
     first = _immunize_step(
         config, _against(config, earlier), config.defense, earlier, concepts, prior
     )
-    defense = _of_steps(config.defense, config.concepts.added_steps)
+    defense = of_steps(config.defense, config.concepts.added_steps)
     label = f"{_against(config, group)}, continued"
     return _immunize_step(config, label, defense, group, concepts, prior, first)
 
@@ -466,7 +298,7 @@ def before_added(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"concepts": concepts.model_copy(update=changes)})
 
 
-def _of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:
+def of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:
     """The same defense for another number of steps."""
     changes = {} if steps is None else {"max_train_steps": steps}
     return DefenseConfig.model_validate({**_dump(defense), **changes})
@@ -679,12 +511,6 @@ def _metric_identity(metric: MetricConfig) -> dict[str, Any]:
     return plugin.identity()
 
 
-def _set_metrics(config: StudyConfig) -> list[str]:
-    """Names of the measured metrics that are of whole sets."""
-    names = [metric.name for metric in config.evaluation.metrics]
-    return [n for n in names if issubclass(plugins.resolve("metrics", n), plugins.SetMetric)]
-
-
 def _drawing(evaluation: EvaluationConfig) -> dict[str, Any]:
     """What changes the images (the batch size does not)."""
     return evaluation.model_dump(
@@ -698,185 +524,3 @@ def _dump(part: Any) -> dict[str, Any]:
 
 def _plugin_spec(plugin: PluginConfig) -> dict[str, Any]:
     return {"name": plugin.name, **plugin.options}
-
-
-def execute(
-    step: Step, study_dir: Path, *, journal: Journal | None = None, checkpoint_every: int = 100
-) -> Record:
-    """Do one step, unless its record exists. Its inputs must be done.
-
-    Args:
-        journal: where a training step keeps its checkpoints; default: a file in the study's folder.
-    """
-    folder = step.folder(study_dir)
-    if is_done(folder):
-        return read_record(folder)
-    inputs = _verified_inputs(step, study_dir)
-    if journal is None and step.kind in JOURNALED:
-        journal = LocalJournal(step.checkpoint(study_dir), checkpoint_every)
-    record = write_step(folder, step.full_identity, _work(step, inputs, journal), label=step.label)
-    step.checkpoint(study_dir).unlink(missing_ok=True)
-    return record
-
-
-def assist(step: Step, study_dir: Path, journal: Journal) -> None:
-    """Train beside the worker that executes an immunize step; leaves nothing."""
-    stages.immunized_model(**_arguments(step, _verified_inputs(step, study_dir), journal))
-
-
-def _verified_inputs(step: Step, study_dir: Path) -> dict[str, Path]:
-    inputs = {name: other.folder(study_dir) for name, other in step.inputs.items()}
-    for path in inputs.values():
-        read_record(path)
-    return inputs
-
-
-def _work(
-    step: Step, inputs: Mapping[str, Path], journal: Journal | None
-) -> Callable[[Path], dict[str, Any]]:
-    """The stage function of a step's kind, with its arguments in place."""
-    arguments = _arguments(step, inputs, journal)
-    stage = getattr(stages, step.kind)
-    return lambda out: stage(out=out, **arguments)
-
-
-def _arguments(step: Step, inputs: Mapping[str, Path], journal: Journal | None) -> dict[str, Any]:
-    """What a step's stage is called with, but for the folder that it fills."""
-    spec = step.spec
-    parts: dict[str, Any] = {"inputs": inputs}
-    for name, kind in PARTS.items():
-        if name in spec:
-            parts[name] = kind.model_validate(spec[name])
-    parts |= {name: spec[name] for name in ("seed", "concepts", "prompts", "asked") if name in spec}
-    if step.kind in JOURNALED:
-        parts["journal"] = journal
-    return parts
-
-
-def curves(step: Step, study_dir: Path) -> dict[str, dict[int, float]]:
-    """metric -> attack step -> mean score, of a finished evaluate step."""
-    result = read_record(step.folder(study_dir)).result["curves"]
-    return {
-        metric: {int(k): score["mean"] for k, score in curve.items()}
-        for metric, curve in result.items()
-    }
-
-
-def scores(step: Step, study_dir: Path) -> pd.DataFrame:
-    """One row an image, of a finished evaluate step."""
-    return pd.read_parquet(step.folder(study_dir) / "scores.parquet")
-
-
-def labelled_scores(
-    plan: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path
-) -> pd.DataFrame:
-    """The scores of one finished attack with a column `label`: what became of each image.
-
-    Raises:
-        ValueError: the study does not measure what labels need (`gift_ray.labels.COLUMNS`).
-    """
-    undefended = curves(plan.undefended.attacks[key], study_dir)
-    chance = curves(plan.chance_similarity[key[0]], study_dir)
-    alike = read_record(plan.references[key[0]].folder(study_dir)).result["largest"]
-    table = scores(arm.attacks[key], study_dir)
-    levels = Levels(
-        chance_image=chance["clip_image"][0],
-        best_image=max(undefended["clip_image"].values()),
-        chance_text=chance["clip_text"][0],
-        best_text=max(undefended["clip_text"].values()),
-        between_references=alike["lpips"],
-    )
-    return table.assign(label=label_images(table, levels))
-
-
-def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
-    """The verdict on one arm whose steps are all done.
-
-    Raises:
-        ConfigError: an attack teaches nothing on the undefended model, so that nothing is proven.
-    """
-    verdicts, probes, reported = _measured(plan, arm, study_dir, arm.attacks)
-    return scoring.Scorecard.of(verdicts, probes, reported, **_worth(plan.config))
-
-
-def outlook(
-    plan: Plan, arm: Arm, study_dir: Path, attacks: Collection[tuple[str, str, int]]
-) -> scoring.Standing:
-    """What one arm can still become when its samples and these of its attacks are done: resistance can
-    only fall from here, and what was not yet probed may all have survived.
-
-    Raises:
-        ConfigError: an attack teaches nothing on the undefended model.
-    """
-    verdicts, probes, _ = _measured(plan, arm, study_dir, attacks)
-    safe = {c.name for c in plan.config.concepts.safe}
-    unprobed = sum(key[0] in safe and key not in attacks for key in arm.attacks)
-    return scoring.Standing.of(
-        (sum(probes.values()) + unprobed) / (len(probes) + unprobed),
-        min((verdict.resistance for verdict in verdicts.values()), default=1.0),
-        **_worth(plan.config),
-    )
-
-
-def _worth(config: StudyConfig) -> dict[str, Any]:
-    """How both coordinates are weighed against each other."""
-    return config.scoring.model_dump(include={"objective", "weight", "min_retention"})
-
-
-def _measured(
-    plan: Plan, arm: Arm, study_dir: Path, attacks: Collection[tuple[str, str, int]]
-) -> tuple[dict[str, scoring.ConceptVerdict], dict[str, float], dict[str, float]]:
-    """Verdicts by attacked concept, retention probes and what is only reported, of an arm's samples and
-    of these attacks on it."""
-    config = plan.config
-    safe = {c.name for c in config.concepts.safe}
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    probes: dict[str, float] = {}
-    reported: dict[str, float] = {}
-    for concept, attack, seed in attacks:
-        if concept not in safe and concept not in arm.malicious:
-            continue
-        key = (concept, attack, seed)
-        recovered = recoveries(plan, arm.attacks[key], key, study_dir)
-        if concept in safe:
-            best = [max(curve.values()) for curve in recovered.values()]
-            probes[f"finetune/{concept}/{attack}/{seed}"] = sum(best) / len(best)
-        else:
-            found.setdefault(concept, {}).update(
-                {f"{attack}/{seed}/{m}": c for m, c in recovered.items()}
-            )
-    for group, step in arm.samples.items():
-        drawn = curves(step, study_dir)
-        reported |= {f"{metric}/{group}": drawn[metric][0] for metric in _set_metrics(config)}
-        base, chance = (
-            curves(s, study_dir)["clip_text"][0]
-            for s in (plan.undefended.samples[group], plan.chance_prompt[group])
-        )
-        try:
-            probes[f"generation/{group}"] = scoring.kept(drawn["clip_text"][0], base, chance)
-        except ValueError as error:
-            raise ConfigError(
-                f"evaluation: the {group} prompts prove nothing: {error}; give prompts that the base "
-                "model can draw and that differ from each other"
-            ) from error
-    verdicts = {name: scoring.ConceptVerdict.of(curves) for name, curves in found.items()}
-    return verdicts, probes, reported
-
-
-def recoveries(
-    plan: Plan, step: Step, key: tuple[str, str, int], study_dir: Path
-) -> dict[str, dict[int, float]]:
-    """similarity -> recovery curve of one attack on one concept."""
-    defended = curves(step, study_dir)
-    undefended = curves(plan.undefended.attacks[key], study_dir)
-    chance = curves(plan.chance_similarity[key[0]], study_dir)
-    try:
-        return {
-            m: scoring.recovery(defended[m], undefended[m], chance[m][0])
-            for m in plan.config.scoring.similarities
-        }
-    except ValueError as error:
-        raise ConfigError(
-            f"attacks: {key[1]} on {key[0]!r} proves nothing: {error}; raise max_train_steps or "
-            "learning_rate"
-        ) from error

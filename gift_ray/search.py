@@ -28,7 +28,9 @@ from gift_ray import costs, plugins
 from gift_ray.config import Range, SearchConfig, StudyConfig, settings
 from gift_ray.diffusion import Seeds
 from gift_ray.errors import UnitFailed
-from gift_ray.plan import Arm, Plan, Step, attack_names, configure, holds, outlook, plan, scorecard
+from gift_ray.plan import Arm, Plan, Step, attack_names, plan
+from gift_ray.scorecard import outlook, scorecard
+from gift_ray.study import configure, holds
 from gift_ray.trials import FAILED, Ledger, State, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -15,7 +15,8 @@ from tiny import make_encoders
 from gift_ray import comparison, plugins
 from gift_ray.config import DefenseConfig, StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.plan import Step, closure, execute, scores
+from gift_ray.execute import execute
+from gift_ray.plan import Step, closure
 from gift_ray.records import write_json_atomic, write_step
 from gift_ray.report.collect import collect, unit_recoveries
 from gift_ray.report.curves import draw_curves
@@ -23,6 +24,7 @@ from gift_ray.report.eval_unlearn import write_reports
 from gift_ray.report.outline import write_comparison
 from gift_ray.report.series import attack_series
 from gift_ray.report.summary import summarize_comparison
+from gift_ray.scorecard import scores
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
 IMMA = {"name": "imma", "max_train_steps": 4, "train_batch_size": 2}

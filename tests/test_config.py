@@ -12,7 +12,8 @@ import yaml
 from gift_ray import plugins
 from gift_ray.config import StudyConfig, load_config, resolve_output_dir, with_values
 from gift_ray.errors import ConfigError, ModelError
-from gift_ray.plan import attack_names, load_study
+from gift_ray.plan import attack_names
+from gift_ray.study import load_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))

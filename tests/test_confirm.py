@@ -16,7 +16,10 @@ from gift_ray.builtin import BUNDLE
 from gift_ray.config import StudyConfig
 from gift_ray.confirm import Finalist, Judgement, finalists, held_out, judge
 from gift_ray.errors import UnitFailed
-from gift_ray.plan import Step, closure, configure, execute, plan, scorecard
+from gift_ray.execute import execute
+from gift_ray.plan import Step, closure, plan
+from gift_ray.scorecard import scorecard
+from gift_ray.study import configure
 
 UNET = BUNDLE / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
 

@@ -15,7 +15,8 @@ from tiny import make_encoders, tiny_study
 from gift_ray import costs, stages
 from gift_ray.calibration import calibrate
 from gift_ray.config import ModelConfig
-from gift_ray.plan import Plan, Step, closure, execute, plan
+from gift_ray.execute import execute
+from gift_ray.plan import Plan, Step, closure, plan
 from gift_ray.records import canonical, read_record
 from gift_ray.trials import Trial
 

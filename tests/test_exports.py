@@ -13,9 +13,10 @@ from tiny import make_encoders, tiny_study
 
 from gift_ray.checkpoints import with_checkpoint
 from gift_ray.errors import ConfigError
+from gift_ray.execute import execute
 from gift_ray.exports import Format, export
 from gift_ray.models import base_model
-from gift_ray.plan import Plan, execute, plan
+from gift_ray.plan import Plan, plan
 
 LORA = {"name": "lora", "max_train_steps": 3, "learning_rate": 1e-2, "rank": 2}
 

@@ -21,6 +21,7 @@ FLOORS = (
     PLUGINS,
     {"stages", "expand"},
     {"plan", "calibration"},
+    {"study", "execute", "scorecard"},
     {"costs"},
     {"search"},
     {"console", "report", "tracking", "cluster", "release", "exports", "comparison", "confirm"},

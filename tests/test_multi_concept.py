@@ -18,8 +18,9 @@ from test_plan import raw, run, study
 from torch import Tensor
 
 from gift_ray.multi_concept import cost, matrix, regressions, standing
-from gift_ray.plan import Plan, before_added, plan, scorecard
+from gift_ray.plan import Plan, before_added, plan
 from gift_ray.records import read_record
+from gift_ray.scorecard import scorecard
 
 __all__ = ["raw"]
 

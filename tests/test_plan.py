@@ -15,28 +15,13 @@ from gift_ray import plugins
 from gift_ray.config import StudyConfig
 from gift_ray.data import load_images
 from gift_ray.errors import ConfigError, DataError
+from gift_ray.execute import execute
 from gift_ray.labels import LABELS
-from gift_ray.plan import (
-    Plan,
-    Step,
-    before_added,
-    check_data,
-    check_similarities,
-    closure,
-    configure,
-    curves,
-    execute,
-    labelled_scores,
-    load_study,
-    outlook,
-    plan,
-    protocol_id,
-    scorecard,
-    scores,
-    verdict_id,
-)
+from gift_ray.plan import Plan, Step, before_added, closure, plan, protocol_id, verdict_id
 from gift_ray.records import is_done, read_record
+from gift_ray.scorecard import curves, labelled_scores, outlook, scorecard, scores
 from gift_ray.search import evaluate, rungs
+from gift_ray.study import check_data, check_similarities, configure, load_study
 
 
 def concept(name: str, match: str) -> dict[str, Any]:

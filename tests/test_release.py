@@ -13,9 +13,10 @@ from gift_ray import THREAT_MODEL, plugins
 from gift_ray.checkpoints import with_checkpoint
 from gift_ray.config import ModelConfig, StudyConfig
 from gift_ray.errors import ModelError
+from gift_ray.execute import execute
 from gift_ray.manifest import MANIFEST, verify
 from gift_ray.models import DiffusionModel
-from gift_ray.plan import Plan, closure, execute, plan
+from gift_ray.plan import Plan, closure, plan
 from gift_ray.release import export, licence_of, registry_tags
 from gift_ray.scoring import ConceptVerdict, Scorecard
 from gift_ray.tracking import served_model

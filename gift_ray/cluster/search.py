@@ -16,9 +16,10 @@ from ray.tune.search import Searcher
 from gift_ray import costs
 from gift_ray.cluster.run import run_steps
 from gift_ray.config import StudyConfig
-from gift_ray.plan import Step, configure, plan, protocol_id
+from gift_ray.plan import Step, plan, protocol_id
 from gift_ray.search import Outcome, Search, evaluate
 from gift_ray.storage import Storage, storage_of
+from gift_ray.study import configure
 from gift_ray.trials import Trial, earlier_trials, ledger_of
 
 __all__ = ["Trial", "search"]

@@ -18,7 +18,8 @@ from gift_ray import parallel
 from gift_ray.cluster.preemption import notice_in_actor
 from gift_ray.config import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
-from gift_ray.plan import Step, assist, execute
+from gift_ray.execute import assist, execute
+from gift_ray.plan import Step
 from gift_ray.records import load_state, save_state
 from gift_ray.stages import Journal
 from gift_ray.storage import Storage

@@ -19,11 +19,12 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config import DefenseConfig, StudyConfig
 from gift_ray.console import LiveProgress, say
-from gift_ray.plan import check_data, load_study, scorecard
 from gift_ray.records import write_json_atomic
 from gift_ray.report.outline import write_comparison
 from gift_ray.report.page import write_report
 from gift_ray.report.summary import arm_summary, summarize_comparison
+from gift_ray.scorecard import scorecard
+from gift_ray.study import check_data, load_study
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -21,13 +21,14 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config import StudyConfig
 from gift_ray.console import LiveProgress, say
-from gift_ray.plan import Plan, Step, check_data, load_study
+from gift_ray.plan import Plan, Step
 from gift_ray.records import write_json_atomic
 from gift_ray.report.curves import draw_curves
 from gift_ray.report.eval_unlearn import write_reports
 from gift_ray.report.outline import write_comparison
 from gift_ray.report.page import write_report
 from gift_ray.report.summary import summarize_comparison
+from gift_ray.study import check_data, load_study
 
 
 def main(arguments: argparse.Namespace) -> int:

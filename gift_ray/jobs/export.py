@@ -14,7 +14,8 @@ from pathlib import Path
 from gift_ray import console
 from gift_ray.console import say
 from gift_ray.exports import export
-from gift_ray.plan import load_study, plan
+from gift_ray.plan import plan
+from gift_ray.study import load_study
 
 
 def main(arguments: argparse.Namespace) -> int:

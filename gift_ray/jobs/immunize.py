@@ -23,10 +23,12 @@ from gift_ray.cluster.session import session
 from gift_ray.comparison import as_text
 from gift_ray.console import LiveProgress, say
 from gift_ray.multi_concept import cost, matrix, regressions, standing
-from gift_ray.plan import Plan, before_added, check_data, closure, load_study, plan, scorecard
+from gift_ray.plan import Plan, before_added, closure, plan
 from gift_ray.records import write_json_atomic
 from gift_ray.release import export
 from gift_ray.report.summary import arm_summary
+from gift_ray.scorecard import scorecard
+from gift_ray.study import check_data, load_study
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -23,24 +23,15 @@ from gift_ray.config import StudyConfig
 from gift_ray.confirm import Judgement, finalists, held_out, judge
 from gift_ray.console import VERDICT, LiveProgress, leaderboard, say
 from gift_ray.errors import ConfigError, GateRefused
-from gift_ray.plan import (
-    Arm,
-    Plan,
-    Step,
-    check_data,
-    closure,
-    configure,
-    load_study,
-    plan,
-    scorecard,
-    verdict_id,
-)
+from gift_ray.plan import Arm, Plan, Step, closure, plan, verdict_id
 from gift_ray.records import digest, write_json_atomic
 from gift_ray.release import export, registry_tags
 from gift_ray.report.outline import write_study, write_trial
 from gift_ray.report.page import write_report
 from gift_ray.report.series import attack_series
 from gift_ray.report.summary import arm_summary, mean_curves, slug, summarize, trial_curves
+from gift_ray.scorecard import scorecard
+from gift_ray.study import check_data, configure, load_study
 from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
 

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from gift_ray import THREAT_MODEL
-from gift_ray.plan import Arm, Plan, curves, protocol_id, scorecard
+from gift_ray.plan import Arm, Plan, protocol_id
 from gift_ray.records import is_done, provenance
+from gift_ray.scorecard import curves, scorecard
 from gift_ray.trials import pareto
 
 

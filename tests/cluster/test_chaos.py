@@ -31,8 +31,11 @@ from gift_ray.cluster import ENVIRONMENT
 from gift_ray.cluster.board import start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.config import ModelConfig, StudyConfig
-from gift_ray.plan import Step, closure, execute, load_study, scorecard
+from gift_ray.execute import execute
+from gift_ray.plan import Step, closure
 from gift_ray.records import RECORD, read_record
+from gift_ray.scorecard import scorecard
+from gift_ray.study import load_study
 
 ROOT = Path(__file__).parents[2]
 

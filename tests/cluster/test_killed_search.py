@@ -17,7 +17,8 @@ from tiny import make_encoders, tiny_study
 
 from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.config import ModelConfig, StudyConfig
-from gift_ray.plan import closure, execute, plan
+from gift_ray.execute import execute
+from gift_ray.plan import closure, plan
 from gift_ray.search import Search, evaluate
 from gift_ray.storage import Storage
 from gift_ray.trials import Ledger, Trial, ledger_of

@@ -22,9 +22,11 @@ from gift_ray.cluster.search import search
 from gift_ray.cluster.session import session
 from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.plan import Step, closure, configure, execute, plan
+from gift_ray.execute import execute
+from gift_ray.plan import Step, closure, plan
 from gift_ray.records import is_done, load_state, read_record, save_state
 from gift_ray.storage import storage_of
+from gift_ray.study import configure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

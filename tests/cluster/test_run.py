@@ -26,8 +26,9 @@ from gift_ray.cluster.session import slots
 from gift_ray.cluster.train import attempt
 from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import ClusterFailed, UnitFailed
+from gift_ray.execute import execute
 from gift_ray.models import base_model
-from gift_ray.plan import Step, execute, plan
+from gift_ray.plan import Step, plan
 from gift_ray.records import is_done, load_state, read_record
 from gift_ray.storage import Storage
 
