@@ -8,6 +8,7 @@ import pytest
 from tiny import make_custom_concept_101
 
 from gift_ray import plugins
+from gift_ray.cli import main
 from gift_ray.config import StudyConfig, load_config
 from gift_ray.errors import ConfigError, DataError
 from gift_ray.expand import each_concept
@@ -39,6 +40,12 @@ def test_the_filter_is_an_option() -> None:
     assert [c.name for c in concepts] == ["plushie_tortoise", "transport_car1"]
     source = plugins.build("sources", "custom_concept_101", concepts[1].source.options)
     assert len(source.images(None, None)) == 3
+
+
+def test_a_dry_run_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    here = ["model={pretrained_model_name_or_path: builtin}", "evaluation.encoders={}", "cluster={}"]
+    assert main(["benchmark", str(PAPER), *here, f"{SOURCE}.min_images=3", "--dry-run"]) == 0
+    assert "concepts: plushie_tortoise, transport_car1\n" in capsys.readouterr().out
 
 
 def test_entries_beside_it_stay_as_they_are() -> None:

@@ -78,6 +78,8 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
     todo = [step for step in steps if not step.folder(study_dir).exists()]
     counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in todo).items())
     say(f"arms: {', '.join(plans)}")
+    concepts = plans["undefended"].config.concepts
+    say(f"concepts: {', '.join(concept.name for concept in concepts.malicious)}")
     say(f"{len(steps)} steps, {len(todo)} to do ({counts})")
     return console.OK
 
