@@ -43,7 +43,11 @@ def test_the_filter_is_an_option() -> None:
 
 
 def test_a_dry_run_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    here = ["model={pretrained_model_name_or_path: builtin}", "evaluation.encoders={}", "cluster={}"]
+    here = [
+        "model={pretrained_model_name_or_path: builtin}",
+        "evaluation.encoders={}",
+        "cluster={}",
+    ]
     assert main(["benchmark", str(PAPER), *here, f"{SOURCE}.min_images=3", "--dry-run"]) == 0
     assert "concepts: plushie_tortoise, transport_car1\n" in capsys.readouterr().out
 

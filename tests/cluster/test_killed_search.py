@@ -1,5 +1,6 @@
-"""A search under Tune on a real Ray cluster whose driver is killed at random points: in the end the same
-trials as a plain loop's that nobody disturbed, and nothing that was finished is computed again."""
+"""A search under Tune on a real Ray cluster whose driver is killed while a trial runs: in the end the same
+trials as a plain loop's that nobody disturbed, and nothing that was finished is computed again. (Drivers
+that are killed before: test_chaos.py.)"""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ def undisturbed(config: StudyConfig) -> list[Trial]:
     return ledger.ended()
 
 
-def test_killed_drivers_leave_the_trials_of_an_undisturbed_search(
+def test_a_killed_driver_leaves_the_trials_of_an_undisturbed_search(
     address, config, tmp_path, capsys
 ) -> None:
     expected = undisturbed(config.model_copy(update={"output_dir": str(tmp_path / "plain")}))
@@ -120,17 +121,12 @@ def test_killed_drivers_leave_the_trials_of_an_undisturbed_search(
         command = [sys.executable, "-c", DRIVER, str(study), address]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    # While shared units run, and while a trial does.
-    draw = random.Random(0)
-    for finished in (draw.randint(2, 6), draw.randint(14, 18)):
-        driver, before = start(), records(config)
-        while len(records(config)) < finished:
-            assert driver.poll() is None, "the driver ended before it could be killed"
-            time.sleep(0.02)
-        driver.kill()
-        driver.wait()
-        after = records(config)
-        assert {name: after[name] for name in before} == before
+    driver = start()
+    while len(records(config)) < random.Random(0).randint(14, 18):
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
 
     before = records(config)
     driver = start()

@@ -144,7 +144,7 @@ def test_sigterm_to_a_task_saves_and_the_retry_continues(cluster, tiny_config, t
     assert_same_weights(step, here, tmp_path / "plain")
 
 
-@pytest.mark.parametrize(("share", "fitting"), [(0.5, 2), (0.125, 8)])
+@pytest.mark.parametrize(("share", "fitting"), [(0.5, 2), (0.25, 4)])
 def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(
     share, fitting, cluster, tiny_config, tmp_path
 ):
