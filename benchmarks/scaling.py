@@ -6,8 +6,8 @@
 `speedup` times independent attacks on the built-in model, after each worker's first. `scheduling` runs the
 real `run_steps` on a real Ray whose one node claims WORKERS cores, so that as many units are in flight; it
 shows what the driver and Ray's scheduler can do and how much memory the driver needs, not what machines
-would. Eight units at a time reach a process, however many are in flight: a worker is a process of 0.4 GB that
-needs five seconds of a core before its first unit. Measured is what comes after that.
+would. Eight units at a time reach a process, however many are in flight: a worker is a process with 0.15 GB
+of its own that needs five seconds of a core before its first unit. Measured is what comes after that.
 """
 
 from __future__ import annotations

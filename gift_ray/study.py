@@ -20,7 +20,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     """Read a study and check everything that can be checked without a worker.
 
     Raises:
-        ConfigError, ModelError: all mistakes of the file, or what the machine lacks.
+        ConfigError, DataError, ModelError: all mistakes of the file, or what the machine lacks.
     """
     config = each_concept(load_config(path, overrides, check=plugins.check))
     _check_space(config)
