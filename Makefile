@@ -34,9 +34,9 @@ chromium:
 	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	# Compile what the jobs import, once: a dozen Ray workers would each do it at the same time.
-	$(BIN)/python -c 'import gift_ray.cluster.search, gift_ray.tracking.registry, ray.data; \
-	from gift_ray import config, encoders, models; \
-	models.base_model(config.ModelConfig()); encoders.clip_encoder("builtin")'
+	$(BIN)/python -c 'import gift_ray.cluster.tune, gift_ray.tracking.registry, ray.data; \
+	from gift_ray.config import schema; from gift_ray.models import encoders, stable_diffusion; \
+	stable_diffusion.base_model(schema.ModelConfig()); encoders.clip_encoder("builtin")'
 	touch $@
 
 clean:

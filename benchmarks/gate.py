@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from gift_ray import comparison
-from gift_ray.gate import refusals
-from gift_ray.plan import Plan
-from gift_ray.scorecard import scorecard
-from gift_ray.study import load_study
+from gift_ray.study.load import load_study
+from gift_ray.study.plan import Plan
+from gift_ray.verdict import comparison
+from gift_ray.verdict.gate import refusals
+from gift_ray.verdict.scorecard import scorecard
 
 
 def rows(plans: dict[str, Plan]) -> list[str]:

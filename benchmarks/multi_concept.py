@@ -15,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from gift_ray.comparison import as_text
-from gift_ray.config import StudyConfig
-from gift_ray.execute import execute
-from gift_ray.multi_concept import cost, matrix, standing
-from gift_ray.plan import Step, plan
-from gift_ray.records import is_done
-from gift_ray.scorecard import scorecard
-from gift_ray.study import configure, load_study
+from gift_ray.config.schema import StudyConfig
+from gift_ray.records.record import is_done
+from gift_ray.study.execute import execute
+from gift_ray.study.load import configure, load_study
+from gift_ray.study.plan import Step, plan
+from gift_ray.verdict.comparison import as_text
+from gift_ray.verdict.multi_concept import cost, matrix, standing
+from gift_ray.verdict.scorecard import scorecard
 
 
 def ways(config: StudyConfig, count: int) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from gift_ray.execute import execute
-from gift_ray.plan import plan
-from gift_ray.study import configure, load_study
+from gift_ray.study.execute import execute
+from gift_ray.study.load import configure, load_study
+from gift_ray.study.plan import plan
 
 COLUMNS = ["L_prior", "mse_malicious", "L_noise", "std_ratio", "correlation"]
 VARIANTS = {

@@ -27,11 +27,11 @@ import ray
 
 from gift_ray.cluster import ENVIRONMENT, run, start_with
 from gift_ray.cluster.board import read_board, start_board
-from gift_ray.config import ClusterConfig
-from gift_ray.plan import Step, plan
-from gift_ray.records import read_record
-from gift_ray.storage import Storage
-from gift_ray.study import load_study
+from gift_ray.config.schema import ClusterConfig
+from gift_ray.records.record import read_record
+from gift_ray.records.storage import Storage
+from gift_ray.study.load import load_study
+from gift_ray.study.plan import Step, plan
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # The demo's attack on the undefended model: 20 steps, 16 images, each unit with a seed of its own.

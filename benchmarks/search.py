@@ -22,15 +22,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from gift_ray import costs
-from gift_ray.config import Range, SearchConfig, StudyConfig
-from gift_ray.execute import execute
-from gift_ray.plan import closure, plan
-from gift_ray.records import digest, write_json_atomic
-from gift_ray.scorecard import scorecard
-from gift_ray.search import Outcome, evaluate, is_hopeless, propose
-from gift_ray.study import configure, load_study
-from gift_ray.trials import Trial
+from gift_ray.config.schema import Range, SearchConfig, StudyConfig
+from gift_ray.records.record import digest, write_json_atomic
+from gift_ray.records.trials import Trial
+from gift_ray.search import costs
+from gift_ray.search.sampler import Outcome, evaluate, is_hopeless, propose
+from gift_ray.study.execute import execute
+from gift_ray.study.load import configure, load_study
+from gift_ray.study.plan import closure, plan
+from gift_ray.verdict.scorecard import scorecard
 
 POINTS = (9, 5)
 TRIALS = 20

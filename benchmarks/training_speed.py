@@ -14,10 +14,10 @@ import time
 
 import torch
 
-from gift_ray.config import ModelConfig
-from gift_ray.diffusion import Level, Seeds
-from gift_ray.models import DiffusionModel, base_model
+from gift_ray.config.schema import ModelConfig
+from gift_ray.models.stable_diffusion import DiffusionModel, base_model
 from gift_ray.sources.openmoji import OpenMoji
+from gift_ray.training.diffusion import Level, Seeds
 
 
 def cached(

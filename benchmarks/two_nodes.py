@@ -19,7 +19,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 from gift_ray.cluster import start_with
-from gift_ray.study import load_study
+from gift_ray.study.load import load_study
 
 ROOT = Path(__file__).parents[1]
 

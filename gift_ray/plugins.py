@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gift_ray.config import mistakes_of
-from gift_ray.diffusion import Examples, Seeds
+from gift_ray.config.schema import mistakes_of
 from gift_ray.errors import ConfigError
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.training.diffusion import Examples, Seeds
 
 KINDS = ("sources", "defenses", "attacks", "metrics")
 

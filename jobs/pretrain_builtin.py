@@ -1,4 +1,4 @@
-"""Train the built-in miniature Stable Diffusion and write it to `gift_ray/builtin/`.
+"""Train the built-in miniature Stable Diffusion and write it to `gift_ray/models/builtin/`.
 
 The world is 290 nouns drawn in three emoji styles (Noto, Twemoji, Fluent), 32x32 pixels.
 Stages: vae, clip, dino, lpips (independent), decoder (needs vae), unet (vae and clip), export,

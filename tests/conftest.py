@@ -20,10 +20,10 @@ import torch
 from killed import KilledJournal
 from tiny import make_examples, make_pipeline
 
-from gift_ray.config import ModelConfig
-from gift_ray.diffusion import Examples
-from gift_ray.models import DiffusionModel, base_model
-from gift_ray.stages import LocalJournal
+from gift_ray.config.schema import ModelConfig
+from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.study.stages import LocalJournal
+from gift_ray.training.diffusion import Examples
 
 torch.set_num_threads(1)
 

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from gift_ray import plugins
-from gift_ray.config import StudyConfig
-from gift_ray.diffusion import Examples
-from gift_ray.models import DiffusionModel
+from gift_ray.config.schema import StudyConfig
+from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.training.diffusion import Examples
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:

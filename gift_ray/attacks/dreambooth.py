@@ -11,9 +11,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gift_ray.attacks._training import FineTuning, Trainee
-from gift_ray.diffusion import Examples, Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class DreamBooth(FineTuning):

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from gift_ray.attacks._training import FineTuning, Trainee
-from gift_ray.diffusion import Examples, Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class FullFinetune(FineTuning):

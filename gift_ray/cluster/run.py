@@ -19,11 +19,11 @@ from gift_ray.cluster.board import Clock
 from gift_ray.cluster.preemption import notice
 from gift_ray.cluster.session import slots
 from gift_ray.cluster.train import attempt, lost, train
-from gift_ray.config import ClusterConfig
+from gift_ray.config.schema import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
-from gift_ray.plan import JOURNALED, Step, closure
-from gift_ray.stages import LocalJournal
-from gift_ray.storage import Storage, storage_of
+from gift_ray.records.storage import Storage, storage_of
+from gift_ray.study.plan import JOURNALED, Step, closure
+from gift_ray.study.stages import LocalJournal
 
 
 def run_steps(

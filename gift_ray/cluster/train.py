@@ -14,15 +14,15 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors import SafetensorError
 
-from gift_ray import parallel
 from gift_ray.cluster.preemption import notice_in_actor
-from gift_ray.config import ClusterConfig
+from gift_ray.config.schema import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
-from gift_ray.execute import assist, execute
-from gift_ray.plan import Step
-from gift_ray.records import load_state, save_state
-from gift_ray.stages import Journal
-from gift_ray.storage import Storage
+from gift_ray.records.record import load_state, save_state
+from gift_ray.records.storage import Storage
+from gift_ray.study.execute import assist, execute
+from gift_ray.study.plan import Step
+from gift_ray.study.stages import Journal
+from gift_ray.training import parallel
 
 STATE = "state.safetensors"
 

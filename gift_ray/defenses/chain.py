@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from gift_ray.config import DefenseConfig
-from gift_ray.diffusion import Examples, Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.config.schema import DefenseConfig
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Defense, Report, build
+from gift_ray.training.diffusion import Examples, Seeds
 
 
 class Chain(Defense):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from gift_ray.checkpoints import checkpoint_hash, with_checkpoint
-from gift_ray.diffusion import Examples, Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.checkpoints import checkpoint_hash, with_checkpoint
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Defense, Report
+from gift_ray.training.diffusion import Examples, Seeds
 
 
 class Checkpoint(Defense):

@@ -12,7 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gift_ray.diffusion import (
+from gift_ray.errors import UnitFailed
+from gift_ray.models.stable_diffusion import DiffusionModel, ParameterGroup
+from gift_ray.plugins import Defense, Report
+from gift_ray.training.diffusion import (
     Examples,
     Level,
     OptimizerName,
@@ -23,9 +26,6 @@ from gift_ray.diffusion import (
     restore_training,
     training_state,
 )
-from gift_ray.errors import UnitFailed
-from gift_ray.models import DiffusionModel, ParameterGroup
-from gift_ray.plugins import Defense, Report
 
 # The paper's trainer calls them xattn and noxattn; esd-x-strict came with its later code. ESD-u is not
 # the whole unet: it leaves out attn2, the time embedding and the output layers.

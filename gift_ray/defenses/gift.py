@@ -15,8 +15,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gift_ray import parallel
-from gift_ray.diffusion import (
+from gift_ray.errors import UnitFailed
+from gift_ray.models.stable_diffusion import DiffusionModel, NoiseLayers, ParameterGroup
+from gift_ray.plugins import Defense, Report
+from gift_ray.training import parallel
+from gift_ray.training.diffusion import (
     Batch,
     Examples,
     Level,
@@ -31,9 +34,6 @@ from gift_ray.diffusion import (
     restore_training,
     training_state,
 )
-from gift_ray.errors import UnitFailed
-from gift_ray.models import DiffusionModel, NoiseLayers, ParameterGroup
-from gift_ray.plugins import Defense, Report
 
 # Below this share of the base's standard deviation, activations have lost their scale, not only the
 # concept: the model is destroyed, and no score of it would mean anything.

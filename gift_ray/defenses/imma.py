@@ -15,7 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gift_ray.diffusion import (
+from gift_ray.errors import UnitFailed
+from gift_ray.models.stable_diffusion import DiffusionModel, ParameterGroup
+from gift_ray.plugins import Defense, Report
+from gift_ray.training.diffusion import (
     Examples,
     Level,
     OptimizerName,
@@ -24,9 +27,6 @@ from gift_ray.diffusion import (
     restore_training,
     training_state,
 )
-from gift_ray.errors import UnitFailed
-from gift_ray.models import DiffusionModel, ParameterGroup
-from gift_ray.plugins import Defense, Report
 
 Attacker = dict[str, nn.Parameter]
 

@@ -9,7 +9,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from gift_ray.diffusion import (
+from gift_ray.errors import UnitFailed
+from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.plugins import Defense, Report
+from gift_ray.training.diffusion import (
     Examples,
     Level,
     OptimizerName,
@@ -17,9 +20,6 @@ from gift_ray.diffusion import (
     restore_training,
     training_state,
 )
-from gift_ray.errors import UnitFailed
-from gift_ray.models import DiffusionModel
-from gift_ray.plugins import Defense, Report
 
 
 class PostImmunization(Defense):

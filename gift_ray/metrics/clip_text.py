@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from gift_ray.encoders import clip_encoder
+from gift_ray.models.encoders import clip_encoder
 from gift_ray.plugins import Metric, MetricContext
 
 

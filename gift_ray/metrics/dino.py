@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from gift_ray.encoders import vision_encoder
+from gift_ray.models.encoders import vision_encoder
 from gift_ray.plugins import Metric, MetricContext
 
 

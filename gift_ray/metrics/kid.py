@@ -13,9 +13,9 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from gift_ray.diffusion import Seeds
-from gift_ray.encoders import clip_encoder
+from gift_ray.models.encoders import clip_encoder
 from gift_ray.plugins import MetricContext, SetMetric
+from gift_ray.training.diffusion import Seeds
 
 
 class Kid(SetMetric):

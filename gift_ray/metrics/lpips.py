@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gift_ray.encoders import vision_encoder
 from gift_ray.errors import ConfigError
+from gift_ray.models.encoders import vision_encoder
 from gift_ray.plugins import Metric, MetricContext
 
 PUBLISHED = ("alex", "vgg", "squeeze")

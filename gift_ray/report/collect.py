@@ -17,10 +17,10 @@ import pandas as pd
 from pyarrow.parquet import read_schema
 from scipy.special import stdtrit
 
-from gift_ray import labels, scoring
-from gift_ray.config import ReportConfig, StudyConfig
+from gift_ray.config.schema import ReportConfig, StudyConfig
 from gift_ray.errors import ConfigError, DataError
-from gift_ray.records import Record, is_done, read_claim, read_record
+from gift_ray.records.record import Record, is_done, read_claim, read_record
+from gift_ray.verdict import labels, scoring
 
 UNDEFENDED = "undefended"
 RECOVERY = "recovery by "

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gift_ray.records import digest, write_json_atomic
+from gift_ray.records.record import digest, write_json_atomic
 from gift_ray.report.summary import slug
 
 METRIC = "finetuning_resistance"

@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from gift_ray.labels import LABELS
 from gift_ray.report.collect import RECOVERY, UNDEFENDED, Arm, Study, averaged, unit_recoveries
+from gift_ray.verdict.labels import LABELS
 
 UNDEFENDED_COLOUR = "#D55E00"
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

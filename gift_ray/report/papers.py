@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gift_ray.records import digest
+from gift_ray.records.record import digest
 from gift_ray.report.collect import RECOVERY, THRESHOLDS, Study, Verdict, averaged
 from gift_ray.report.figures import COLOURS, cell, cross, points, styles
 from gift_ray.report.pictures import attack_scenes, save_attack

@@ -179,8 +179,8 @@ def save_attack(study: Study, scene: Scene, path: Path) -> None:
 
 
 def load(folder: Path) -> list[Image.Image]:
-    """The first images that a step wrote (PNG). `gift_ray.data` would bring in diffusers, which takes
-    longer than the whole report."""
+    """The first images that a step wrote (PNG). Reading them with `gift_ray.data.examples` would import
+    diffusers, which takes longer than the whole report."""
     images = []
     for path in sorted(folder.glob("*.png"))[:IMAGES_PER_STEP]:
         with Image.open(path, formats=("PNG",)) as image:

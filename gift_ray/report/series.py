@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from gift_ray.plan import Arm, Plan
-from gift_ray.records import is_done
+from gift_ray.records.record import is_done
 from gift_ray.report.pictures import blurred, load
 from gift_ray.report.summary import slug
+from gift_ray.study.plan import Arm, Plan
 
 
 def attack_series(plan: Plan, arm: Arm) -> Iterator[tuple[str, int, Image.Image]]:

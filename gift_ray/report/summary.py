@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from gift_ray import THREAT_MODEL
-from gift_ray.plan import Arm, Plan, protocol_id
-from gift_ray.records import is_done, provenance
-from gift_ray.scorecard import curves, scorecard
-from gift_ray.trials import pareto
+from gift_ray.records.record import is_done, provenance
+from gift_ray.records.trials import pareto
+from gift_ray.study.plan import Arm, Plan, protocol_id
+from gift_ray.verdict.scorecard import curves, scorecard
 
 
 def summarize(

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from gift_ray.data import SUFFIXES, image_files, read_image
-from gift_ray.diffusion import Seeds
+from gift_ray.data.examples import SUFFIXES, image_files, read_image
 from gift_ray.errors import DataError
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Source, SourceImage
-from gift_ray.records import file_hash
+from gift_ray.records.record import file_hash
+from gift_ray.training.diffusion import Seeds
 
 
 class Folder(Source):

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from gift_ray.diffusion import Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Source, SourceImage
+from gift_ray.training.diffusion import Seeds
 
 
 class Generated(Source):

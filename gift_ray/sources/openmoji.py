@@ -15,10 +15,10 @@ import resvg_py
 from PIL import Image
 from pydantic import Field, field_validator
 
-from gift_ray.diffusion import Seeds
 from gift_ray.errors import DataError
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Source, SourceImage
+from gift_ray.training.diffusion import Seeds
 
 RASTER_PX = 144
 

@@ -19,10 +19,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from gift_ray.manifest import verify
+from gift_ray.records.manifest import verify
 from gift_ray.tracking.tracker import Tracker, require_reachable
 
-MANIFEST = "gift_ray.manifest"
+MANIFEST = "gift_ray.records.manifest"
 OBJECTIVE = "gift_ray.objective"
 PROTOCOL = "gift_ray.protocol"
 # A version that was held against the champion: from then on only people move the alias to or from it.

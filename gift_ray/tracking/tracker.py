@@ -18,13 +18,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from PIL.Image import Image
 
-from gift_ray.config import StudyConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 
 PARENT = "mlflow.parentRunId"
 # A bar for each file that is copied says nothing to anyone.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-STUDY = "gift_ray.study"
+STUDY = "gift_ray.study.load"
 TRIAL = "gift_ray.trial"
 UNDEFENDED = "gift_ray.undefended"
 LOCAL_UI = "http://127.0.0.1:5000"

@@ -26,16 +26,16 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from tiny import make_encoders
 
-from gift_ray import comparison
 from gift_ray.cluster import ENVIRONMENT
 from gift_ray.cluster.board import start_board
 from gift_ray.cluster.run import run_steps
-from gift_ray.config import ModelConfig, StudyConfig
-from gift_ray.execute import execute
-from gift_ray.plan import Step, closure
-from gift_ray.records import RECORD, read_record
-from gift_ray.scorecard import scorecard
-from gift_ray.study import load_study
+from gift_ray.config.schema import ModelConfig, StudyConfig
+from gift_ray.records.record import RECORD, read_record
+from gift_ray.study.execute import execute
+from gift_ray.study.load import load_study
+from gift_ray.study.plan import Step, closure
+from gift_ray.verdict import comparison
+from gift_ray.verdict.scorecard import scorecard
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,12 +16,12 @@ import ray
 from tiny import make_encoders, tiny_study
 
 from gift_ray.cluster import ENVIRONMENT, start_with
-from gift_ray.config import ModelConfig, StudyConfig
-from gift_ray.execute import execute
-from gift_ray.plan import closure, plan
-from gift_ray.search import Search, evaluate
-from gift_ray.storage import Storage
-from gift_ray.trials import Ledger, Trial, ledger_of
+from gift_ray.config.schema import ModelConfig, StudyConfig
+from gift_ray.records.storage import Storage
+from gift_ray.records.trials import Ledger, Trial, ledger_of
+from gift_ray.search.sampler import Search, evaluate
+from gift_ray.study.execute import execute
+from gift_ray.study.plan import closure, plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,9 +32,9 @@ from gift_ray import plugins
 from gift_ray.cluster import ENVIRONMENT
 from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.search import search
-from gift_ray.config import StudyConfig
-from gift_ray.plan import plan
+from gift_ray.cluster.tune import search
+from gift_ray.config.schema import StudyConfig
+from gift_ray.study.plan import plan
 
 config = StudyConfig.model_validate_json(open(sys.argv[1]).read(), context={"check": plugins.check})
 ray.init(address=sys.argv[2], log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})

@@ -18,15 +18,15 @@ from tiny import make_encoders, tiny_study
 
 from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.search import search
 from gift_ray.cluster.session import session
-from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
+from gift_ray.cluster.tune import search
+from gift_ray.config.schema import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.execute import execute
-from gift_ray.plan import Step, closure, plan
-from gift_ray.records import is_done, load_state, read_record, save_state
-from gift_ray.storage import storage_of
-from gift_ray.study import configure
+from gift_ray.records.record import is_done, load_state, read_record, save_state
+from gift_ray.records.storage import storage_of
+from gift_ray.study.execute import execute
+from gift_ray.study.load import configure
+from gift_ray.study.plan import Step, closure, plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -24,13 +24,13 @@ from gift_ray.cluster.board import Event, read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import slots
 from gift_ray.cluster.train import attempt
-from gift_ray.config import ClusterConfig, ModelConfig, StudyConfig
+from gift_ray.config.schema import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import ClusterFailed, UnitFailed
-from gift_ray.execute import execute
-from gift_ray.models import base_model
-from gift_ray.plan import Step, plan
-from gift_ray.records import is_done, load_state, read_record
-from gift_ray.storage import Storage
+from gift_ray.models.stable_diffusion import base_model
+from gift_ray.records.record import is_done, load_state, read_record
+from gift_ray.records.storage import Storage
+from gift_ray.study.execute import execute
+from gift_ray.study.plan import Step, plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny import tiny_study
 
-from gift_ray.config import StudyConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.tracking.tracker import PARENT, Tracker
 

@@ -12,10 +12,10 @@ from killed import Killed, KilledJournal
 from tiny import same_weights
 from torch import Tensor
 
-from gift_ray.diffusion import Examples, Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Attack, available, resolve
-from gift_ray.stages import LocalJournal
+from gift_ray.study.stages import LocalJournal
+from gift_ray.training.diffusion import Examples, Seeds
 
 # Options that keep a run short and let a random model learn; only those that an attack has are given.
 SHORT = {

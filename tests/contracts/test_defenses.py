@@ -12,10 +12,10 @@ import torch
 from killed import Killed, KilledJournal
 from tiny import same_weights, weights
 
-from gift_ray.diffusion import Examples, Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Defense, available, resolve
-from gift_ray.stages import LocalJournal
+from gift_ray.study.stages import LocalJournal
+from gift_ray.training.diffusion import Examples, Seeds
 
 # Options that keep a run short; only those that a defense has are given.
 SHORT: dict[str, Any] = {

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny import make_encoders
 
-from gift_ray.builtin import BUNDLE
-from gift_ray.diffusion import Seeds
+from gift_ray.models.builtin import BUNDLE
 from gift_ray.plugins import Metric, MetricContext, SetMetric, available, build, resolve
+from gift_ray.training.diffusion import Seeds
 
 ROLES = ("clip", "dino", "lpips")
 PROMPT = "an emoji of a cat"

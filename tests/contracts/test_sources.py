@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from tiny import make_custom_concept_101
 
-from gift_ray.diffusion import Seeds
-from gift_ray.models import DiffusionModel
+from gift_ray.models.stable_diffusion import DiffusionModel
 from gift_ray.plugins import Source, available, build
-from gift_ray.records import canonical
+from gift_ray.records.record import canonical
+from gift_ray.training.diffusion import Seeds
 
 NAMES = available("sources")
 

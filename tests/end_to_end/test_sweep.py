@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from mlflow import MlflowClient
 from PIL import Image
 
-from gift_ray.cli import main
+from gift_ray.cli.command import main
 
 ROOT = Path(__file__).parents[2]
 # The demo, shrunk: one model against both concepts, few steps, every kind of unit still there.

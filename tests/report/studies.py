@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from gift_ray.records import Score, write_step
-from gift_ray.scoring import ConceptVerdict, Scorecard, recovery
+from gift_ray.records.record import Score, write_step
+from gift_ray.verdict.scoring import ConceptVerdict, Scorecard, recovery
 
 CHANCE = 0.2
 

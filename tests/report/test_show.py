@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from studies import build
 
-from gift_ray.cli import main
+from gift_ray.cli.command import main
 
 
 def shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -16,7 +16,7 @@ import yaml
 from gift_ray.cluster import ENVIRONMENT
 from gift_ray.cluster.local import require_uploadable
 from gift_ray.errors import ConfigError
-from gift_ray.study import load_study
+from gift_ray.study.load import load_study
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((Path(__file__).parent / "rayjob.schema.yaml").read_text())
@@ -60,8 +60,8 @@ def test_the_rayjob_names_a_job_and_a_study_that_exist(
     assert python == "python"
     assert (ROOT / job).exists()
     # The study itself; its base model lies on a hub.
-    monkeypatch.setattr("gift_ray.models.locate", lambda model: None)
-    monkeypatch.setattr("gift_ray.study.locate_encoder", lambda role, name: None)
+    monkeypatch.setattr("gift_ray.models.stable_diffusion.locate", lambda model: None)
+    monkeypatch.setattr("gift_ray.study.load.locate_encoder", lambda role, name: None)
     study = load_study(ROOT / config, overrides)
     assert study.output_dir == "/shared/runs"
 

@@ -1,0 +1,1 @@
+"""The `gift-ray` command: what users run, one file a job."""

@@ -1,0 +1,74 @@
+"""Attack anyone's checkpoint and score it: what an attacker regains, what honest users have lost.
+
+    gift-ray attack configs/demo.yaml --model CHECKPOINT [key=value ...] [--dry-run]
+
+CHECKPOINT: a hub id, a diffusers folder, a single .safetensors, or a delta of the study's base model
+(ESD and UCE as .safetensors, IMMA and MIMA as .pt). The study gives concepts, attacks and measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from gift_ray.cli import console
+from gift_ray.cli.console import LiveProgress, say
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.config.schema import DefenseConfig, StudyConfig
+from gift_ray.models.checkpoints import checkpoint_hash
+from gift_ray.records.record import write_json_atomic
+from gift_ray.report.outline import write_comparison
+from gift_ray.report.page import write_report
+from gift_ray.report.summary import arm_summary, summarize_comparison
+from gift_ray.study.load import check_data, load_study
+from gift_ray.verdict import comparison
+from gift_ray.verdict.scorecard import scorecard
+
+
+def main(arguments: argparse.Namespace) -> int:
+    # The checkpoint stands where a defense of ours would: the same plan, the same undefended arm.
+    config = against(load_study(arguments.config, arguments.overrides), arguments.model)
+    plans = comparison.layouts(config)
+    *_, layout = plans.values()
+    if arguments.dry_run:
+        for step in layout.steps():
+            say(f"{step.name}  {step.label}")
+        return console.OK
+    check_data(config)
+
+    study_dir = config.study_dir
+    folder = study_dir / f"attack-{checkpoint_hash(arguments.model)[:16]}"
+    fingerprint = write_comparison(config, plans, folder)
+    say(f"attacking {arguments.model}; study {config.name} in {study_dir}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        with LiveProgress(read_board(board), len(layout.steps())):
+            run_steps(layout.steps(), study_dir, config.cluster, board)
+
+    (arm,) = layout.defended
+    card = scorecard(layout, arm, study_dir)
+    console.console.print(console.verdict(asdict(card)))
+    path = folder.with_suffix(".json")
+    write_json_atomic(path, {"model": arguments.model, **arm_summary(layout, arm, study_dir)})
+    rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
+    tables = {"standings": comparison.standings(rows, kept, config.seed)}
+    write_json_atomic(folder / "summary.json", summarize_comparison(plans, fingerprint, tables))
+    say(f"summary      {path}")
+    say(f"report       {write_report(folder)}")
+    return console.OK
+
+
+def against(config: StudyConfig, model: str) -> StudyConfig:
+    """The study with a finished model in place of its defense: one model, so all concepts at once."""
+    return config.model_copy(
+        update={
+            "defense": DefenseConfig(
+                name="checkpoint", label=Path(model).resolve().name[-80:], path=model
+            ),
+            "rivals": (),
+            "concepts": config.concepts.model_copy(update={"mode": "joint"}),
+        }
+    )

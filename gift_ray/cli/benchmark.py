@@ -1,0 +1,116 @@
+"""Every defense of a study under every attack, side by side: scores, tables and curves.
+
+    gift-ray benchmark configs/builtin/objects.yaml [key=value ...] [--dry-run]
+    ray job submit -- python jobs/benchmark.py configs/paper/objects.yaml
+
+The arms are the undefended model, the study's `defense` and its `rivals`. Running it again continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from gift_ray.cli import console
+from gift_ray.cli.console import LiveProgress, say
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.config.schema import StudyConfig
+from gift_ray.records.record import write_json_atomic
+from gift_ray.report.curves import draw_curves
+from gift_ray.report.eval_unlearn import write_reports
+from gift_ray.report.outline import write_comparison
+from gift_ray.report.page import write_report
+from gift_ray.report.summary import summarize_comparison
+from gift_ray.study.load import check_data, load_study
+from gift_ray.study.plan import Plan, Step
+from gift_ray.verdict import comparison
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = load_study(arguments.config, arguments.overrides)
+    plans = comparison.layouts(config)
+    steps = comparison.steps(plans)
+    if arguments.dry_run:
+        return describe(plans, steps, config.study_dir)
+    check_data(config)
+
+    study_dir, folder = config.study_dir, config.study_dir / "benchmark"
+    write_comparison(config, plans, folder)
+    say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        undefended = plans["undefended"]
+        # The undefended units are met twice.
+        with LiveProgress(read_board(board), len(steps) + len(undefended.steps())):
+            # First what all arms are held against: what teaches the undefended model nothing proves
+            # nothing, and is set aside before hours are spent on it.
+            run_steps(undefended.steps(), study_dir, config.cluster, board)
+            units = comparison.set_aside(undefended, study_dir)
+            plans = comparison.without(plans, units)
+
+            # A model that can't be trained is an answer too: the others go on.
+            failed: dict[str, str] = {}
+            run_steps(
+                comparison.steps(plans), study_dir, config.cluster, board,
+                on_failed=lambda step, error: failed.update({step.fingerprint: str(error)}),
+            )  # fmt: skip
+            plans = comparison.without(plans, failed=failed)
+
+    # Tables and the page, of what can be judged; what can't is named in both.
+    aside = [*units.values(), *failed.values()]
+    for reason in aside:
+        say(f"set aside    {reason}")
+    fingerprint = write_comparison(config, plans, folder, aside)
+    tables = write_tables(config, plans, aside, folder)
+    write_json_atomic(folder / "summary.json", summarize_comparison(plans, fingerprint, tables))
+    say(f"tables       {folder}")
+    say(f"report       {write_report(folder)}")
+    return console.OK
+
+
+def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
+    """What would be computed, without computing it."""
+    todo = [step for step in steps if not step.folder(study_dir).exists()]
+    counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in todo).items())
+    say(f"arms: {', '.join(plans)}")
+    concepts = plans["undefended"].config.concepts
+    say(f"concepts: {', '.join(concept.name for concept in concepts.malicious)}")
+    say(f"{len(steps)} steps, {len(todo)} to do ({counts})")
+    return console.OK
+
+
+def write_tables(
+    config: StudyConfig, plans: dict[str, Plan], set_aside: list[str], folder: Path
+) -> dict[str, pd.DataFrame]:
+    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept.
+    Returns the tables that are shown."""
+    study_dir = config.study_dir
+    curves = comparison.points(plans, study_dir)
+    curves.to_parquet(folder / "scores.parquet")
+    rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
+    # The study's own defense stands against the others, unless none of its models could be trained.
+    reference = next(n for n in (config.defense.title, *list(plans)[1:]) if n in plans)
+    tables: dict[str, pd.DataFrame] = {
+        "standings": comparison.standings(rows, kept, config.seed),
+        "differences": comparison.differences(rows, kept, reference, config.seed),
+        "units": rows,
+        "probes": kept,
+        "costs": comparison.costs(plans, study_dir).reset_index(),
+        "set_aside": pd.DataFrame({"reason": set_aside}),
+    }
+    for name, table in tables.items():
+        for kind in ("md", "csv", "tex"):
+            (folder / f"{name}.{kind}").write_text(comparison.as_text(table, kind), "utf-8")
+    draw_curves(curves, config.scoring.similarities, folder)
+    settings = config.model_dump(mode="json", exclude={"output_dir", "cluster", "tracking"})
+    write_reports(rows, kept, settings, time.time(), folder / "eval-unlearn")
+    shown = {name: tables[name] for name in ("standings", "differences", "costs")}
+    for table in shown.values():
+        console.console.print(comparison.as_text(table, "md"), markup=False)
+    return shown

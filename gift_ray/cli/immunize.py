@@ -1,0 +1,81 @@
+"""Immunize with one setting, attack the result and say what it is worth: no search, no registry.
+
+    gift-ray immunize configs/builtin/multi_concept.yaml concepts.mode=joint [key=value ...]
+    ray job submit -- python jobs/immunize.py CONFIG --matrix
+
+`concepts.mode`: per_concept (a model for each malicious concept), joint (one trained against all), or
+merge (one merged from those for each). `concepts.added=[NAME]` continues from the joint model of the other
+concepts. --matrix attacks every model with every malicious concept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from gift_ray.cli import console
+from gift_ray.cli.console import LiveProgress, say
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.records.record import write_json_atomic
+from gift_ray.records.release import export
+from gift_ray.report.summary import arm_summary
+from gift_ray.study.load import check_data, load_study
+from gift_ray.study.plan import Plan, before_added, closure, plan
+from gift_ray.verdict.comparison import as_text
+from gift_ray.verdict.multi_concept import cost, matrix, regressions, standing
+from gift_ray.verdict.scorecard import scorecard
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = load_study(arguments.config, arguments.overrides)
+    layout = plan(config, matrix=arguments.matrix)
+    # What an added concept does to the earlier ones is seen beside the model that knew only them.
+    before = plan(before_added(config)) if config.concepts.added else None
+    steps = closure([*layout.steps(), *(before.steps() if before else ())])
+    if arguments.dry_run:
+        for step in steps:
+            say(f"{step.name}  {step.label}")
+        return console.OK
+    check_data(config)
+
+    study_dir = config.study_dir
+    say(f"immunizing {config.name} ({config.concepts.mode}) in {study_dir}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        with LiveProgress(read_board(board), len(steps)):
+            # First the undefended model: an attack that teaches it nothing would prove nothing.
+            run_steps(layout.shared(), study_dir, config.cluster, board)
+            scorecard(layout, layout.undefended, study_dir)
+            run_steps(steps, study_dir, config.cluster, board)
+    write_results(layout, before, study_dir)
+    return console.OK
+
+
+def write_results(layout: Plan, before: Plan | None, study_dir: Path) -> None:
+    """Verdicts, tables, and the models as diffusers folders."""
+    models = []
+    for arm in layout.defended:
+        card = scorecard(layout, arm, study_dir)
+        folder = export(layout, arm, card, layout.config.defense.options, study_dir)
+        models.append({**arm_summary(layout, arm, study_dir), "folder": str(folder)})
+        say(f"{arm.label}: {folder}")
+        console.console.print(console.verdict(asdict(card)))
+
+    mode = layout.config.concepts.mode
+    row = {"mode": mode, **standing(layout, study_dir), **cost(layout, study_dir)}
+    table = matrix(layout, study_dir)
+    for text in (table, pd.DataFrame([row])):
+        console.console.print(as_text(text, "md"), markup=False)
+    path = study_dir / f"immunize-{mode}.json"
+    found = {**row, "matrix": table.astype(object).where(table.notna(), None).to_dict("records")}
+    if before:
+        changes = regressions(before, layout, study_dir)
+        console.console.print(as_text(changes, "md"), markup=False)
+        found["regressions"] = changes.to_dict("records")
+    write_json_atomic(path, {**found, "released": models})
+    say(f"summary      {path}")

@@ -1,0 +1,31 @@
+"""What is registered: every version with its scores and aliases.
+
+gift-ray models [--tracking-uri URI]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from gift_ray.cli import console
+from gift_ray.errors import ConfigError
+from gift_ray.tracking.registry import registered
+
+
+def main(arguments: argparse.Namespace) -> int:
+    given = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    local = [f"sqlite:///{path.resolve()}" for path in sorted(Path("runs").glob("*/mlflow.db"))]
+    uris = [given] if given else local
+    if not uris:
+        raise ConfigError(
+            "--tracking-uri: nothing is tracked in runs/*/mlflow.db; give the server's address, or go "
+            "where the studies are"
+        )
+    for uri in uris:
+        # Who reads this must not learn the password of the server.
+        place = re.sub(r"//[^/@]*@", "//", uri)
+        console.console.print(console.table(f"registered in {place}", registered(uri)))
+    return console.OK

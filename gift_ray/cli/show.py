@@ -1,0 +1,66 @@
+"""What a study found: its trials and each released model's verdict; a benchmark's standings.
+
+    gift-ray show runs/demo
+
+A study that is still running, or was stopped, shows the trials that have ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gift_ray.cli import console
+from gift_ray.cli.console import say
+from gift_ray.errors import DataError
+
+
+def main(arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.study)
+    standings = folder / "benchmark" / "standings.md"
+    if standings.exists():
+        say(standings.read_text(encoding="utf-8"))
+    study = _read(folder / "study.json")
+    if study is None and standings.exists():
+        return console.OK
+    if study is None:
+        raise DataError(f"{folder}: no study.json; give a study's folder, as runs/demo")
+    trials = [_read(path) for path in sorted((folder / "trials").glob("*.json"))]
+    rows = [t for t in trials if t and t["fingerprint"] == study["fingerprint"]]
+    searched = list(study["config"]["search"]["space"]) if study["config"]["search"] else []
+    console.console.print(console.leaderboard(rows, searched))
+
+    # A summary of an earlier configuration says nothing about this one.
+    summary = _read(folder / "summary.json")
+    if summary is None or summary["fingerprint"] != study["fingerprint"]:
+        say(f"not finished: {len(rows)} trials have ended; the same command continues")
+        return console.OK
+    console.console.print(console.table("verdicts", [verdict(m) for m in summary["chosen"]]))
+    say(f"report       {folder / 'report.html'}")
+    return console.OK
+
+
+def verdict(model: dict[str, Any]) -> dict[str, str]:
+    """One released model in a row: the score that the gate read, and the outcome."""
+    score, bias = model.get("confirmed") or model, model.get("selection_bias") or {}
+    registered = model["registered"]
+    return {
+        "model": model["malicious"],
+        "trial": model.get("trial_id", ""),
+        **{name: f"{score[name]:.3f}" if name in score else "" for name in console.VERDICT},
+        "search was off by": f"{bias['objective']:+.3f}" if bias else "",
+        "outcome": registered["uri"] if registered else f"refused: {model['refused']}",
+        "folder": model.get("folder", ""),
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file of the study's; None if it isn't there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path}: not readable ({error}); run the study again") from error

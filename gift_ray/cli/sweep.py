@@ -1,0 +1,226 @@
+"""Search a study's options for the best trade-off, track every trial, register what passes the gate.
+
+    gift-ray sweep configs/demo.yaml [key=value ...] [--dry-run]
+    ray job submit -- python jobs/sweep.py configs/demo.yaml
+
+Running it again continues where it was; what is finished is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from gift_ray.cli import console
+from gift_ray.cli.console import VERDICT, LiveProgress, leaderboard, say
+from gift_ray.cluster.board import read_board, start_board
+from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.session import session
+from gift_ray.cluster.tune import Trial, search
+from gift_ray.config.schema import StudyConfig
+from gift_ray.errors import ConfigError, GateRefused
+from gift_ray.records.record import digest, write_json_atomic
+from gift_ray.records.release import export, registry_tags
+from gift_ray.report.outline import write_study, write_trial
+from gift_ray.report.page import write_report
+from gift_ray.report.series import attack_series
+from gift_ray.report.summary import arm_summary, mean_curves, slug, summarize, trial_curves
+from gift_ray.search import costs
+from gift_ray.search.confirm import Judgement, finalists, held_out, judge
+from gift_ray.study.load import check_data, configure, load_study
+from gift_ray.study.plan import Arm, Plan, Step, closure, plan, verdict_id
+from gift_ray.tracking.registry import register
+from gift_ray.tracking.tracker import Tracker
+from gift_ray.verdict.scorecard import scorecard
+
+
+def main(arguments: argparse.Namespace) -> int:
+    # Everything that can be wrong is found here, before a worker starts and before a file is written.
+    config = load_study(arguments.config, arguments.overrides)
+    if config.search is None:
+        raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
+    layout, examined = plan(config), plan(held_out(config))
+    # A longer search, or one with more at a time, is the same search.
+    length = {"num_samples", "max_concurrent_trials", "budget_hours", "warm_start"}
+    apart: Any = dict.fromkeys(("cluster", "output_dir", "confirm", "gate", "report"), True)
+    fingerprint = digest([config.model_dump(mode="json", exclude=apart | {"search": length}),
+                          [step.fingerprint for step in layout.steps()]])  # fmt: skip
+    if arguments.dry_run:
+        return describe(layout, examined, fingerprint)
+    check_data(config)
+
+    # What every trial shares is computed once: data, embeddings, the undefended arm, chance levels.
+    study_dir = config.study_dir
+    say(f"study {config.name} in {study_dir}")
+    with session(config.cluster, study_dir):
+        board = start_board()
+        tracker = Tracker(config, fingerprint)
+        write_study(layout, fingerprint)
+        with LiveProgress(read_board(board), expected_units(layout, examined)) as progress:
+            run = partial(run_steps, study_dir=study_dir, cluster=config.cluster, board=board)
+            run([*layout.shared(), *examined.shared()])
+            for undefended in (layout, examined):
+                scorecard(undefended, undefended.undefended, study_dir)
+            tracker.undefended(
+                mean_curves([layout.undefended], study_dir),
+                attack_series(layout, layout.undefended),
+            )
+
+            # One trial is one setting; each is tracked when it ends, or now if an earlier driver
+            # was killed before it could.
+            def on_trial(trial: Trial) -> None:
+                track(tracker, config, trial, fingerprint)
+                for arm in trial.arms:
+                    progress.scored(arm["malicious"], arm["objective"], f"trial {trial.trial_id}")
+                for line in verdicts_of(trial):
+                    progress.say(f"trial {trial.trial_id}: {line}")
+
+            trials = search(config, board, on_trial, fingerprint)
+            for trial in trials:
+                track(tracker, config, trial, fingerprint)
+
+            # The score that chose a setting flatters it: the gate reads what unseen attacks say.
+            rows = [asdict(trial) for trial in trials]
+            judged = judge(finalists(config, rows), run)
+
+    for line in costs.account(layout, fingerprint, trials):
+        say(line)
+
+    # Each released model's best finalist has passed the gate or has not; what passed is registered.
+    console.console.print(leaderboard(rows, list(config.search.space)))
+    chosen = [choose(arm, judged, tracker) for arm in layout.defended]
+    write_json_atomic(study_dir / "summary.json", summarize(layout, fingerprint, rows, chosen))
+    conclude(config, tracker, chosen)
+    if not any(model["registered"] for model in chosen):
+        raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
+    return console.OK
+
+
+def verdicts_of(trial: Trial) -> list[str]:
+    """A trial's models in a line each; why it failed, if it has none."""
+    return [
+        f"{arm['malicious']}: resistance {arm['resistance']:.3f}, retention {arm['retention']:.3f}"
+        for arm in trial.arms
+    ] or [trial.reason]
+
+
+def expected_units(layout: Plan, examined: Plan) -> int:
+    """Units of the whole search and its confirmation, were no two trials alike."""
+    search, confirm = layout.config.search, layout.config.confirm
+    assert search is not None
+    shared = closure([*layout.shared(), *examined.shared()])
+    per_setting = sum(len(arm.steps()) for arm in layout.defended)
+    confirmed = confirm.top_k * sum(len(arm.steps()) for arm in examined.defended) if confirm else 0
+    return len(shared) + search.num_samples * per_setting + confirmed
+
+
+def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
+    """What would be computed and what it would cost, without computing more than a few steps of it."""
+    config = layout.config
+    assert config.search is not None
+    shared = {step.fingerprint for step in layout.shared()}
+    each = [s for arm in layout.defended for s in arm.steps() if s.fingerprint not in shared]
+    say(f"search {fingerprint[:16]} of {config.name} in {config.study_dir}")
+    confirming = only_confirmed(layout, examined)
+    for title, steps in (
+        ("once", layout.shared()),
+        ("each trial", each),
+        ("confirming", confirming),
+    ):
+        counts = ", ".join(f"{n} {kind}" for kind, n in Counter(s.kind for s in steps).items())
+        say(f"{title}: {len(steps)} steps ({counts})")
+        for step in steps:
+            done = "done" if step.folder(config.study_dir).exists() else "to do"
+            say(f"  {step.name}  {done:6}{step.label}")
+    for line in costs.forecast(layout, each, confirming, fingerprint):
+        say(line)
+    return console.OK
+
+
+def only_confirmed(layout: Plan, examined: Plan) -> list[Step]:
+    """What a confirmation adds to the search: its undefended side, and each finalist's own steps."""
+    confirm = layout.config.confirm
+    searched = {step.fingerprint for step in layout.steps()}
+    once = {step.fingerprint: step for step in examined.shared()}
+    own = [
+        step
+        for arm in examined.defended
+        for step in arm.steps()
+        if step.fingerprint not in searched | once.keys()
+    ]
+    added = [step for fingerprint, step in once.items() if fingerprint not in searched]
+    return [*added, *(own * confirm.top_k if confirm else [])]
+
+
+def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str) -> None:
+    """One trial in MLflow and in the study's folder: its settings, its verdict, its curves."""
+    metrics = {
+        "objective": trial.objective,
+        "resistance": trial.resistance,
+        "retention": trial.retention,
+    }
+    tags = {"feasible": str(trial.feasible), "reason": trial.reason}
+    layout = plan(configure(config, trial.values))
+    curves = trial_curves(layout, config.study_dir)
+    images = (one for arm in layout.defended for one in attack_series(layout, arm))
+    run = tracker.trial(trial.trial_id, trial.values, metrics, curves, tags, images)
+    write_trial(layout, asdict(trial), tracker.link(run), fingerprint)
+
+
+def choose(arm: Arm, judged: list[Judgement], tracker: Tracker) -> dict[str, Any]:
+    """What became of one released model: its best finalist, registered if it meets the gate."""
+    malicious = ", ".join(arm.malicious)
+    own = [j for j in judged if j.finalist.arm.malicious == arm.malicious]
+    if not own:
+        return {
+            "malicious": malicious,
+            "registered": None,
+            "refused": "no trial left a model to judge",
+        }
+    for judgement in own:
+        say(f"gate         {malicious}: {judgement}")
+    best = max(own, key=lambda judgement: judgement.rank)
+    released = {"registered": None} if best.refusals else release(best, tracker)
+    return best.summary() | released
+
+
+def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
+    """Export and register a finalist that passed the gate."""
+    finalist, card = judgement.finalist, judgement.card
+    assert card is not None, "what was not measured does not pass"
+    layout, arm, config = finalist.plan, finalist.arm, finalist.plan.config
+    folder = export(layout, arm, card, finalist.values, config.study_dir)
+    name = config.tracking.registered_model_name or f"gift-ray-{config.name}"
+    if len(layout.defended) > 1:
+        name += "-" + slug("-".join(arm.malicious))
+    tags = registry_tags(layout, arm, card)
+    version = register(tracker, name, folder, card.objective, verdict_id(config), tags)
+    say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
+    say(f"model folder {folder}")
+    return {"registered": asdict(version), "folder": str(folder),
+            **arm_summary(layout, arm, config.study_dir)}  # fmt: skip
+
+
+def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]) -> None:
+    """Close the study's run and say where everything is."""
+    summary = config.study_dir / "summary.json"
+    metrics = {
+        f"{kind}/{slug(model['malicious'])}/{name}": value
+        for model in chosen
+        for kind, score in (
+            ("best", {name: model[name] for name in VERDICT if name in model}),
+            ("confirmed", model.get("confirmed", {})),
+            ("selection_bias", model.get("selection_bias", {})),
+        )
+        for name, value in score.items()
+    }
+    passed = [model for model in chosen if model["registered"]]
+    report = write_report(config.study_dir)
+    tracker.summary(metrics, {"gate": f"{len(passed)} of {len(chosen)} passed"}, [summary, report])
+    tracker.close("FINISHED")
+    say(f"summary      {summary}")
+    say(f"report       {report}")
+    say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")

@@ -1,0 +1,1 @@
+"""Images on their way to training: reading, hashing, splitting, encoding."""

@@ -1,0 +1,1 @@
+"""Models: loading, copying, encoding, drawing and saving them."""

@@ -1,0 +1,128 @@
+"""Other people's checkpoints as unet weights, each key verified: a diffusers folder or hub id, a
+single-file Stable Diffusion, a unet's own file, or a delta of ESD, UCE, IMMA or MIMA, which holds only
+the tensors that it changes and means something on its own base alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gift_ray.config.schema import ModelConfig
+from gift_ray.errors import ModelError
+from gift_ray.models.stable_diffusion import (
+    DiffusionModel,
+    folder_hash,
+    load_unet,
+    locate,
+    unet_of_single_file,
+)
+from gift_ray.records.manifest import MANIFEST, verify
+from gift_ray.records.record import digest, file_hash
+
+# In a delta's metadata: the hash of the unet that it was taken from.
+BASE_HASH = "gift_ray.base_unet"
+SINGLE_FILE_PREFIX = "model.diffusion_model."
+
+
+def locate_checkpoint(name: str) -> Path:
+    """The file or folder behind a path or hub id.
+
+    Raises:
+        ModelError: not found, or a kind of file that is not read.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return locate(ModelConfig(pretrained_model_name_or_path=name))
+    if path.suffix not in (".safetensors", ".pt"):
+        raise ModelError(
+            f"{name}: {path.suffix or 'no suffix'} is not a checkpoint that is read; give a diffusers "
+            "folder, a hub id, .safetensors, or the .pt of IMMA or MIMA"
+        )
+    return path.resolve()
+
+
+def checkpoint_hash(name: str) -> str:
+    """Hash of a checkpoint's content."""
+    path = locate_checkpoint(name)
+    return file_hash(path) if path.is_file() else folder_hash(path)
+
+
+def with_checkpoint(base: DiffusionModel, name: str) -> DiffusionModel:
+    """The base with a checkpoint's unet.
+
+    Raises:
+        ModelError: unknown, missing or misshapen tensors, by name; non-finite values; a delta that was
+            taken from another base; pickled code; a released folder that is not as its manifest says.
+    """
+    path = locate_checkpoint(name)
+    if (path / MANIFEST).exists():
+        verify(path)
+    if path.is_dir():
+        loaded = DiffusionModel.load(ModelConfig(pretrained_model_name_or_path=str(path)))
+        weights = dict(loaded.unet.state_dict())
+    else:
+        weights = _read(path, base)
+    model = base.clone()
+    load_unet(model.unet, weights, origin=name)
+    return model
+
+
+def save_delta(base: DiffusionModel, model: DiffusionModel, path: Path) -> None:
+    """The tensors in which a model differs from its base, with the base's hash in the metadata."""
+    before, after = base.unet.state_dict(), model.unet.state_dict()
+    changed = {n: t.cpu().contiguous() for n, t in after.items() if not torch.equal(t, before[n])}
+    save_file(changed, path, metadata={BASE_HASH: unet_hash(base)})
+
+
+def unet_hash(model: DiffusionModel) -> str:
+    """Hash of the unet's tensors, whatever file they came from."""
+    tensors = {
+        name: digest([list(t.shape), t.detach().cpu().float().numpy().tobytes().hex()])
+        for name, t in model.unet.state_dict().items()
+    }
+    return digest(tensors)
+
+
+def _read(path: Path, base: DiffusionModel) -> dict[str, Tensor]:
+    """All unet weights that a file stands for on this base."""
+    tensors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    if any(name.startswith(SINGLE_FILE_PREFIX) for name in tensors):
+        return unet_of_single_file(path, base)
+    if any("lora" in name for name in tensors):
+        raise ModelError(f"{path}: holds a LoRA adapter, not a unet; fuse it into its base first")
+    if metadata.get(BASE_HASH, unet_hash(base)) != unet_hash(base):
+        raise ModelError(f"{path}: this delta was taken from another base; give it its own base")
+    delta = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+    # A whole unet must be whole; what does not hold the first layer is a delta.
+    if "conv_in.weight" in delta:
+        return delta
+    return {**base.unet.state_dict(), **{name: t.float() for name, t in delta.items()}}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A pickled dict of tensors, read without running what else a pickle can hold."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path}: not a plain dict of tensors, and not trusted: {detail}"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ModelError(f"{path}: must hold a dict of tensors by name")
+    return {name: tensor.detach() for name, tensor in content.items()}, {}

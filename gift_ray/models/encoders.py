@@ -1,0 +1,125 @@
+"""The networks that metrics measure with: CLIP, DINO and an LPIPS backbone, by id or folder, loaded
+once a process. `builtin` names the small ones that ship with the package. transformers is imported
+where one is loaded: that takes seconds, and most processes of a study only plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gift_ray.errors import ModelError
+from gift_ray.models.builtin import BUNDLE
+from gift_ray.models.stable_diffusion import device, snapshot
+
+BATCH = 64
+
+
+def locate_encoder(role: str, name: str) -> Path:
+    """Local folder of an encoder: `builtin`, a folder, or a hub id.
+
+    Raises:
+        ModelError: not found, or the hub can't be reached.
+    """
+    if name == "builtin":
+        return BUNDLE / role
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    return snapshot(name, None, f"evaluation.encoders.{role}")
+
+
+class ClipEncoder:
+    """Unit-length CLIP embeddings of images and texts."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+        self.model = _load(CLIPModel, folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.processor = AutoImageProcessor.from_pretrained(folder)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """[N, D], on the CPU."""
+        parts = [
+            F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1).cpu()
+            for pixels in _pixels(self.processor, images)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """[N, D], on the CPU."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        tokens = {key: tokens[key].to(device()) for key in ("input_ids", "attention_mask")}
+        return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
+
+
+class VisionEncoder:
+    """A vision backbone of transformers: CLS embeddings (DINO) or all feature maps (LPIPS)."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.model = _load(AutoModel, folder)
+        self.processor = AutoImageProcessor.from_pretrained(folder)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit-length CLS embeddings [N, D], on the CPU."""
+        parts = [
+            F.normalize(self.model(pixel_values=pixels).last_hidden_state[:, 0], dim=-1).cpu()
+            for pixels in _pixels(self.processor, images)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def feature_maps(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """One [N, C, h, w] for each stage, channels of unit length at each position, on the CPU."""
+        batches = [
+            self.model(pixel_values=pixels, output_hidden_states=True).hidden_states
+            for pixels in _pixels(self.processor, images)
+        ]
+        return [
+            F.normalize(torch.cat(stage), dim=1, eps=1e-10).cpu()
+            for stage in zip(*batches, strict=True)
+        ]
+
+
+@lru_cache(maxsize=4)
+def clip_encoder(name: str) -> ClipEncoder:
+    """The CLIP of this name, loaded once a process."""
+    return ClipEncoder(locate_encoder("clip", name))
+
+
+@lru_cache(maxsize=4)
+def vision_encoder(role: str, name: str) -> VisionEncoder:
+    """The backbone for `dino` or `lpips`, loaded once a process."""
+    return VisionEncoder(locate_encoder(role, name))
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    try:
+        model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(f"evaluation.encoders: {folder} can't be loaded: {detail}") from error
+    return model.to(device()).eval().requires_grad_(False)
+
+
+def _pixels(processor: Any, images: Sequence[Image.Image]) -> list[Tensor]:
+    chunks = [list(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    return [processor(images=c, return_tensors="pt")["pixel_values"].to(device()) for c in chunks]
+
+
+def _pooled(features: Any) -> Tensor:
+    # transformers 5 returns an output object where 4 returned the tensor.
+    return features.pooler_output if hasattr(features, "pooler_output") else features

@@ -1,0 +1,104 @@
+"""Models immunized against one concept each, merged into one without training: keys and values of the
+cross-attentions in closed form, the rest by averaging what each model changed.
+
+Custom Diffusion (Kumari et al., CVPR 2023, Eq. 4) and MIMA (Zheng and Yeh, AAAI 2025) ask for the W
+nearest to the base's on regularization tokens that gives each concept's tokens the values of its own
+model exactly. Captions share tokens ("an emoji of a"), so that those constraints contradict each other
+and the system is singular. Here they are terms of one ridge regression, whose limit for `preserve` -> 0
+is theirs:
+
+    min over D = W - W_0 of   sum_n mean |(D - D_n) c|^2 over the tokens c of concept n
+                            + preserve * mean |D c|^2 over the tokens of D_S + ridge * |D|^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gift_ray.config.schema import MergeConfig
+from gift_ray.errors import UnitFailed
+from gift_ray.training.diffusion import Examples
+
+
+def merge_weights(
+    base: Mapping[str, Tensor], models: Iterable[Mapping[str, Tensor]],
+    concepts: Sequence[Examples], safe: Examples, keys_and_values: Sequence[str],
+    options: MergeConfig,
+) -> tuple[dict[str, Tensor], dict[str, float]]:  # fmt: skip
+    """The merged weights, and how much of each concept's own keys and values they miss.
+
+    Args:
+        base: the unet that all models come from; on the CPU, as everything here.
+        models: their weights, in the order of `concepts`; read one at a time.
+        concepts: D_M of each. Its tokens are the text encoder's states of its captions.
+        keys_and_values: names of the weights [out, D] that are applied to tokens.
+
+    Raises:
+        UnitFailed: the system is too ill-conditioned to be trusted.
+    """
+    # What each model changed: summed over models, but kept apart for keys and values.
+    total: dict[str, Tensor] = {}
+    changed: dict[str, list[Tensor]] = {name: [] for name in keys_and_values}
+    for weights in models:
+        for name, tensor in weights.items():
+            delta = tensor - base[name]
+            total[name] = total[name] + delta if name in total else delta
+            if name in changed and options.keys_and_values == "solve":
+                changed[name].append(delta)
+    merged = {name: delta * (options.scale / len(concepts)) for name, delta in total.items()}
+
+    # Keys and values instead as the regression above; one system serves all of them.
+    values: dict[str, float] = {}
+    if options.keys_and_values == "solve":
+        moments = [second_moment(examples) for examples in concepts]
+        system, values["condition"] = regularized(moments, second_moment(safe), options)
+        for name, deltas in changed.items():
+            merged[name] = solve(deltas, moments, system)
+        for n, moment in enumerate(moments):
+            missed = [_power(merged[m] - own[n], moment) for m, own in changed.items()]
+            wanted = [_power(own[n], moment) for own in changed.values()]
+            values[f"missed/{n}"] = (sum(missed) / max(sum(wanted), 1e-30)) ** 0.5
+    return {name: base[name] + delta.to(base[name]) for name, delta in merged.items()}, values
+
+
+def second_moment(examples: Examples) -> Tensor:
+    """The mean of c c^T over the tokens c of all different captions, [D, D], in double precision."""
+    first = {caption: i for i, caption in reversed(list(enumerate(examples.captions)))}
+    tokens = examples.encoder_hidden_states[sorted(first.values())].double().flatten(0, 1)
+    return tokens.T @ tokens / len(tokens)
+
+
+def regularized(
+    moments: Sequence[Tensor], safe: Tensor, options: MergeConfig
+) -> tuple[Tensor, float]:
+    """The regression's normal matrix [D, D] and its condition number. The ridge is relative to the
+    matrix' mean eigenvalue.
+
+    Raises:
+        UnitFailed: the condition number is above `max_condition`.
+    """
+    system = torch.stack(list(moments)).sum(0) + options.preserve * safe
+    system = system + options.ridge * system.trace() / len(system) * torch.eye(len(system)).double()
+    eigenvalues = torch.linalg.eigvalsh(system)
+    smallest = max(float(eigenvalues[0]), 0.0)
+    condition = float(eigenvalues[-1]) / smallest if smallest else float("inf")
+    if not condition <= options.max_condition:
+        raise UnitFailed(
+            f"the keys and values of these concepts have condition number {condition:.1e}, above "
+            f"concepts.merge.max_condition {options.max_condition:.1e}; raise concepts.merge.ridge"
+        )
+    return system, condition
+
+
+def solve(deltas: Sequence[Tensor], moments: Sequence[Tensor], system: Tensor) -> Tensor:
+    """D = (sum_n D_n M_n) system^-1, [out, D]: where the regression's gradient is zero."""
+    wanted = torch.stack([d.double() @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
+    return torch.linalg.solve(system, wanted.T).T
+
+
+def _power(delta: Tensor, moment: Tensor) -> float:
+    """mean |delta c|^2 over the tokens of a second moment."""
+    return float(((delta.double() @ moment) * delta).sum())

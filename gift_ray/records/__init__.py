@@ -1,0 +1,1 @@
+"""What finished work leaves on disk, and how it gets there whole."""

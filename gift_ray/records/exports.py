@@ -1,0 +1,125 @@
+"""What a study's models become outside of it: a diffusers folder, a delta of the base, the adapter of an
+attack. No weights of attacks are kept: an adapter is trained again, bit for bit, from its step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from gift_ray import plugins
+from gift_ray.config.schema import AttackConfig
+from gift_ray.data import examples
+from gift_ray.errors import ConfigError
+from gift_ray.models.checkpoints import save_delta
+from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.records.record import is_done
+from gift_ray.study import stages
+from gift_ray.study.plan import Arm, Plan, Step
+
+Format = Literal["diffusers", "delta", "lora", "kohya"]
+
+
+class _Forgetful(stages.Journal):
+    """Keeps no checkpoint: an adapter's training is short, and ends with its file."""
+
+    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        pass
+
+    def read(self) -> None:
+        return None
+
+
+def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, seed: int) -> None:
+    """Write one model of a study, or the adapter that an attack makes of it, to `path`.
+
+    Args:
+        concept: the malicious concept whose model is meant.
+        form: `diffusers` a folder for `from_pretrained`; `delta` a safetensors of the changed tensors,
+            bound to its base; `lora` a folder for `load_lora_weights`; `kohya` one file for web UIs.
+        attack, seed: which attack's adapter; the first two forms don't read them.
+
+    Raises:
+        ConfigError: the study has no such concept, attack or seed; the model isn't immunized yet; the
+            attack trains no adapter; something is at `path` already.
+    """
+    arm = _arm_against(plan, concept)
+    step = (
+        arm.immunize if form in ("diffusers", "delta") else _attack_of(arm, concept, attack, seed)
+    )
+    _require_done(plan, arm.immunize, *step.inputs.values())
+    if path.exists():
+        raise ConfigError(f"--to: {path} is there already; give another place")
+    base = base_model(plan.config.model)
+    model = base.with_weights(_folder(plan, arm.immunize) / "unet.safetensors")
+    if form in ("lora", "kohya"):
+        model = attacked(plan, step, model)
+    _write(base, model, form, path)
+
+
+def attacked(plan: Plan, step: Step, released: DiffusionModel) -> DiffusionModel:
+    """The model at the end of an attack step, trained again as the stage trained it.
+
+    Raises:
+        ConfigError: the attack trains no adapter.
+    """
+    config = AttackConfig.model_validate(step.spec["attack"])
+    plugin: plugins.Attack = plugins.build("attacks", config.name, config.options)
+    d_a = examples.load_examples(_folder(plan, step.inputs["concept"]) / "D_A.safetensors")
+    seeds = stages.attack_seeds(step.spec["seed"])
+    *_, (_, model) = plugin.finetune(released, d_a, seeds=seeds, report=_Forgetful(every=1))
+    if not model.has_adapter:
+        raise ConfigError(f"--attack: {config.name} trains no adapter; give lora")
+    return model
+
+
+def _arm_against(plan: Plan, concept: str) -> Arm:
+    found = next((arm for arm in plan.defended if concept in arm.malicious), None)
+    if found is None:
+        names = ", ".join(name for arm in plan.defended for name in arm.malicious)
+        raise ConfigError(f"--concept: no malicious concept {concept!r}; the study's: {names}")
+    return found
+
+
+def _attack_of(arm: Arm, concept: str, attack: str, seed: int) -> Step:
+    key = (concept, attack, seed)
+    if key not in arm.attacks:
+        known = ", ".join(f"{name} with seed {s}" for c, name, s in arm.attacks if c == concept)
+        raise ConfigError(
+            f"--attack: no {attack} with seed {seed} on {concept!r}; there are: {known}"
+        )
+    return arm.attacks[key].inputs["images"]
+
+
+def _folder(plan: Plan, step: Step) -> Path:
+    return step.folder(plan.config.study_dir)
+
+
+def _require_done(plan: Plan, *steps: Step) -> None:
+    missing = [step.label for step in steps if not is_done(_folder(plan, step))]
+    if missing:
+        raise ConfigError(
+            f"{plan.config.study_dir}: not computed yet with these settings: {'; '.join(missing)}; run "
+            "the study first, or give the overrides that it was run with"
+        )
+
+
+def _write(base: DiffusionModel, model: DiffusionModel, form: Format, path: Path) -> None:
+    """Whole or not at all: under a private name, then renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    write = {
+        "diffusers": lambda: model.save_pretrained(private),
+        "delta": lambda: save_delta(base, model, private),
+        "lora": lambda: model.save_lora(private),
+        "kohya": lambda: model.save_lora_kohya(private),
+    }
+    try:
+        write[form]()
+        private.rename(path)
+    finally:
+        if private.is_dir():
+            shutil.rmtree(private)
+        private.unlink(missing_ok=True)

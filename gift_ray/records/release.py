@@ -1,0 +1,155 @@
+"""The released model: a standard diffusers folder with its card and a manifest of its files."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from gift_ray import THREAT_MODEL
+from gift_ray.config.schema import ModelConfig
+from gift_ray.models.stable_diffusion import base_model, identity, locate
+from gift_ray.records.manifest import seal
+from gift_ray.records.record import canonical, digest
+from gift_ray.study.plan import Arm, Plan, attack_names, verdict_id
+from gift_ray.verdict.scoring import Scorecard
+
+# Of a scorecard, what the card and the registry's tags tell, and what it says.
+MEASURED = {
+    "resistance": "worst case over concepts, attacks, similarities, seeds and steps; 0: the attacker "
+    "regains all that the undefended model gives, 1: nothing",
+    "mean_resistance": "mean over the concepts of each one's worst case",
+    "retention": "honest use that is left, mean over probes; 1: as the base",
+    "worst_retention": "of the worst probe",
+    "objective": "of resistance and retention, what a search maximises",
+}
+CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ base }} immunized with `{{ defense }}` against: {{ concepts }}.
+
+| measure | value | what it says |
+|---|---|---|
+{% for name, meaning, value in measures -%}
+| {{ name }} | {{ "%.4f" | format(value) }} | {{ meaning }} |
+{% endfor %}
+Attacked by {{ attacks }}, seeds {{ seeds }}. {{ threat_model }}
+
+Licence of the base model, which applies: {{ licence }}.
+
+Settings: `{{ settings }}`. Made by gift-ray; fingerprint `{{ fingerprint }}`. `manifest.json` holds the hash
+of every file.
+"""
+
+
+def export(
+    plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any], study_dir: Path
+) -> Path:
+    """Write the arm's model below `models`, whole or not at all; returns the folder.
+
+    The same weights judged in another way are another release: their card says other things.
+    """
+    key = digest([arm.immunize.fingerprint, verdict_id(plan.config)])
+    folder = study_dir / "models" / f"{plan.config.defense.name}-{key[:16]}"
+    if folder.exists():
+        return folder
+    private = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        weights = arm.immunize.folder(study_dir) / "unet.safetensors"
+        base_model(plan.config.model).with_weights(weights).save_pretrained(private)
+        for text in locate(plan.config.model).glob("LICENSE*"):
+            shutil.copy(text, private)
+        model_card(plan, arm, card, settings).save(private / "README.md")
+        seal(private)
+        private.rename(folder)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    return folder
+
+
+def model_card(plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any]) -> ModelCard:
+    """The Hugging Face model card: base, licence, metrics and threat model, for people and programs."""
+    config = plan.config
+    title = f"{config.name}: {', '.join(arm.malicious)}"
+    base, licence = base_name(config.model), licence_of(config.model)
+    metadata = ModelCardData(
+        # Only a hub id means something to the hub.
+        base_model=base if "/" in base else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["gift-ray", "immunized"],
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type="gift-ray",
+                dataset_name=f"gift-ray protocol {verdict_id(config)[:16]}",
+                metric_type=name,
+                metric_value=round(getattr(card, name), 4),
+            )
+            for name in MEASURED
+        ],
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_str=CARD,
+        title=title,
+        base=base,
+        defense=config.defense.title,
+        concepts=", ".join(arm.malicious),
+        measures=[(n, meaning, getattr(card, n)) for n, meaning in MEASURED.items()]
+        + [(n, "beside retention, no part of it", value) for n, value in card.reported.items()],
+        attacks=", ".join(attack_names(config)),
+        seeds=", ".join(map(str, config.seeds)),
+        threat_model=THREAT_MODEL,
+        licence=licence.get("license_name")
+        or licence.get("license")
+        or "not stated beside its files",
+        settings=dict(settings),
+        fingerprint=arm.immunize.fingerprint,
+    )
+
+
+def registry_tags(plan: Plan, arm: Arm, card: Scorecard) -> dict[str, str]:
+    """What the registry says of a version: what it is, what it scored, what it came from."""
+    data = {name: step.fingerprint[:16] for name, step in arm.immunize.inputs.items()}
+    return {
+        "concepts": ", ".join(arm.malicious),
+        "defense": plan.config.defense.title,
+        "fingerprint": arm.immunize.fingerprint,
+        "base": base_name(plan.config.model),
+        "base_hash": identity(plan.config.model)["content"],
+        **{name: f"{getattr(card, name):.4f}" for name in MEASURED},
+        "data": canonical(data),
+    }
+
+
+def base_name(model: ModelConfig) -> str:
+    """What people call the base: its hub id, or its folder's name without the way to it."""
+    name = model.pretrained_model_name_or_path
+    return Path(name).name if Path(name).expanduser().is_dir() else name
+
+
+def licence_of(model: ModelConfig) -> dict[str, str]:
+    """The licence of a base as a model card's fields, from its own card or LICENSE file; {} if neither
+    says."""
+    folder = locate(model)
+    if (folder / "README.md").exists():
+        data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+        fields = {n: str(data[n]) for n in ("license", "license_name", "license_link") if n in data}
+        if fields:
+            return fields
+    texts = sorted(folder.glob("LICENSE*"))
+    lines = texts[0].read_text(encoding="utf-8", errors="replace").split("\n") if texts else []
+    title = next((line.strip() for line in lines if line.strip()), "")
+    return {"license": "other", "license_name": title[:100]} if title else {}

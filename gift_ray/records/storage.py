@@ -1,0 +1,204 @@
+"""Where the nodes of a cluster find each other's finished steps: a disk that all of them mount, or an
+object store (S3), of which each node keeps its own copy of what it has read.
+
+In an object store a step lies under its name, in a folder for each attempt at it; `done` names the
+attempt that counts, and is written last. An object appears whole or not at all, so a step does too,
+and two nodes that finish the same step do not mix their files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from gift_ray.config.schema import ClusterConfig
+from gift_ray.errors import ClusterFailed, DataError
+from gift_ray.records.record import is_done, read_record
+
+DONE = "done"
+
+
+def storage_of(cluster: ClusterConfig, study_dir: Path) -> Storage:
+    """What the configuration says: `cluster.storage_path`, or the disk that the study's folder is on."""
+    url = cluster.storage_path
+    return ObjectStore(url, study_dir) if url else Storage(study_dir)
+
+
+class Storage:
+    """A disk that all nodes mount, under the same path: nothing to send, nothing to fetch.
+
+    Args:
+        study_dir: the study's folder on this node.
+    """
+
+    filesystem: fs.FileSystem | None = None
+
+    def __init__(self, study_dir: Path) -> None:
+        self.study_dir = study_dir
+
+    def on_node(self) -> Storage:
+        """The same storage, seen from the node of a process that another node has sent it to."""
+        return self
+
+    def path(self, name: str) -> str:
+        """What Ray is to call a folder of the study, on `filesystem`."""
+        return str(self.study_dir / name)
+
+    def fetch_step(self, folder: Path) -> bool:
+        """Make a finished step readable here; returns whether it is finished."""
+        return is_done(folder)
+
+    def send_step(self, folder: Path) -> None:
+        """Make a step that was finished here readable everywhere."""
+
+    def fetch(self, path: Path) -> None:
+        """Replace a file or folder of the study by what is stored, if anything is."""
+
+    def send(self, path: Path) -> None:
+        """Store a file of the study."""
+
+    def delete(self, path: Path) -> None:
+        """Forget a file or folder of the study, if it is there."""
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class ObjectStore(Storage):
+    """Nodes share no disk: steps, checkpoints and the search's memory travel through an object store.
+
+    Args:
+        url: as pyarrow reads it, `s3://bucket/folder`, with `?endpoint_override=host:port&scheme=http`
+            for what is not Amazon's; credentials come from each node's environment.
+        study_dir: the study's folder on this node.
+
+    Every method raises ClusterFailed if the store does not answer as it should.
+    """
+
+    def __init__(self, url: str, study_dir: Path) -> None:
+        super().__init__(study_dir)
+        self.url = url
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Connections stay with the process that made them."""
+        return {"url": self.url, "study_dir": self.study_dir}
+
+    @cached_property
+    def _place(self) -> tuple[fs.FileSystem, str]:
+        with self._answering():
+            filesystem, root = fs.FileSystem.from_uri(self.url)
+        return filesystem, f"{root}/{self.study_dir.name}"
+
+    @property
+    def filesystem(self) -> fs.FileSystem:  # type: ignore[override]
+        return self._place[0]
+
+    def on_node(self) -> ObjectStore:
+        # The driver's folder may not exist here, or not be ours to write.
+        home = os.environ.get("GIFT_RAY_HOME")
+        cache = (Path(home) if home else Path.home() / "gift-ray") / "cache"
+        return ObjectStore(self.url, cache / self.study_dir.name)
+
+    def path(self, name: str) -> str:
+        return f"{self._place[1]}/{name}"
+
+    def fetch_step(self, folder: Path) -> bool:
+        if is_done(folder):
+            return True
+        with self._answering():
+            attempt = self._done(folder.name)
+            if attempt is None:
+                return False
+            private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+            try:
+                self._copy_here(f"steps/{folder.name}/{attempt}", private)
+                read_record(private)
+                private.rename(folder)
+            except DataError as error:
+                raise ClusterFailed(
+                    f"cluster.storage_path: {self.path(f'steps/{folder.name}')} is damaged; delete it to "
+                    "compute it anew"
+                ) from error
+            except OSError:
+                # Unless another process of this node was faster.
+                if not is_done(folder):
+                    raise
+            finally:
+                shutil.rmtree(private, ignore_errors=True)
+        return True
+
+    def send_step(self, folder: Path) -> None:
+        with self._answering():
+            if self._done(folder.name) is not None:
+                return
+            attempt = uuid.uuid4().hex[:8]
+            there = self.path(f"steps/{folder.name}/{attempt}")
+            fs.copy_files(str(folder), there, fs.LocalFileSystem(), self.filesystem)
+            with self.filesystem.open_output_stream(
+                self.path(f"steps/{folder.name}/{DONE}")
+            ) as file:
+                file.write(attempt.encode())
+
+    def fetch(self, path: Path) -> None:
+        with self._answering():
+            there = self._info(path)
+            if there.type == fs.FileType.Directory:
+                self._copy_here(self._name(path), path)
+            elif there.is_file:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+                fs.copy_files(there.path, str(partial), self.filesystem, fs.LocalFileSystem())
+                os.replace(partial, path)
+
+    def send(self, path: Path) -> None:
+        with self._answering():
+            fs.copy_files(
+                str(path), self.path(self._name(path)), fs.LocalFileSystem(), self.filesystem
+            )
+
+    def delete(self, path: Path) -> None:
+        super().delete(path)
+        with self._answering():
+            there = self._info(path)
+            if there.type == fs.FileType.Directory:
+                self.filesystem.delete_dir(there.path)
+            elif there.is_file:
+                self.filesystem.delete_file(there.path)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.study_dir).as_posix()
+
+    def _info(self, path: Path) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.path(self._name(path)))
+
+    def _done(self, step: str) -> str | None:
+        """The attempt at a step that counts, if it is finished."""
+        with (
+            suppress(FileNotFoundError),
+            self.filesystem.open_input_stream(self.path(f"steps/{step}/{DONE}")) as file,
+        ):
+            return file.read().decode()
+        return None
+
+    def _copy_here(self, name: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(self.path(name), str(folder), self.filesystem, fs.LocalFileSystem())
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise ClusterFailed(
+                f"cluster.storage_path: {self.url}: {reason}; see to it, then run again to continue"
+            ) from error

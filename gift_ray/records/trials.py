@@ -1,0 +1,141 @@
+"""The trials of a search, and the folder that remembers them: plain JSON, one file a trial, written when
+it is suggested and again when it has ended. It is all that a search needs to continue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gift_ray.errors import ConfigError
+from gift_ray.records.record import write_json_atomic
+from gift_ray.records.storage import Storage
+
+State = Literal["running", "complete", "pruned", "infeasible", "failed"]
+# What a failed trial tells the search: worse than the worst infeasible one (retention 0).
+FAILED = -1.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and what came of it.
+
+    `arms` holds each released model's own verdict (one for all concepts in joint mode, one for each
+    concept in per_concept mode); `objective` is their mean, `resistance` and `retention` their worst.
+    Only a `complete` trial has verdicts: in one that was `pruned`, or found `infeasible` before its
+    attacks, the numbers are what was still possible when it ended. `rungs` is the objective that was
+    still possible after each rung, `seconds` what its units took.
+    """
+
+    trial_id: str
+    values: dict[str, Any]
+    objective: float
+    resistance: float
+    retention: float
+    feasible: bool
+    reason: str
+    arms: list[dict[str, Any]]
+    number: int = 0
+    state: State = "complete"
+    rungs: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    protocol: str = ""
+
+
+class Ledger:
+    """A search's trials by number, on disk and in memory.
+
+    Args:
+        folder: of this very search; another space or study is another search.
+        on_write: told of each file that was written.
+    """
+
+    def __init__(self, folder: Path, on_write: Callable[[Path], None] = lambda path: None) -> None:
+        self.folder, self.on_write = folder, on_write
+        found = [Trial(**json.loads(p.read_text("utf-8"))) for p in folder.glob("[0-9]*.json")]
+        self.trials = {trial.number: trial for trial in sorted(found, key=lambda t: t.number)}
+
+    def write(self, trial: Trial) -> None:
+        """Add or replace a trial; a reader sees the old one or the new one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{trial.number:05d}.json"
+        write_json_atomic(path, asdict(trial))
+        self.on_write(path)
+        self.trials[trial.number] = trial
+
+    def ended(self) -> list[Trial]:
+        """The trials that have ended, in the order they were suggested."""
+        return [t for _, t in sorted(self.trials.items()) if t.state != "running"]
+
+    def unfinished(self) -> list[Trial]:
+        """The trials that were suggested and have not ended."""
+        return [t for _, t in sorted(self.trials.items()) if t.state == "running"]
+
+
+def ledger_of(storage: Storage, fingerprint: str) -> Ledger:
+    """The memory of the search with this fingerprint, as far as the study's storage has it."""
+    folder = storage.study_dir / "search" / fingerprint[:16]
+    storage.fetch(folder)
+    return Ledger(folder, on_write=storage.send)
+
+
+def earlier_trials(folders: Sequence[str], space: Mapping[str, Any], protocol: str) -> list[Trial]:
+    """The complete trials of earlier studies that tell something about this one: scored under the same
+    protocol, with a value for every option of the space that is always there.
+
+    Raises:
+        ConfigError: a folder without such a trial, and why.
+    """
+    found: list[Trial] = []
+    mistakes = []
+    for folder in folders:
+        ledgers = [Ledger(path) for path in sorted((Path(folder) / "search").glob("*"))]
+        complete = [t for ledger in ledgers for t in ledger.ended() if t.state == "complete"]
+        comparable = [t for t in complete if t.protocol == protocol]
+        usable = [t for t in comparable if _fits(t.values, space)]
+        if not usable:
+            mistakes.append(
+                f"search.warm_start: {folder} tells nothing: of its {len(complete)} complete trials "
+                f"{len(comparable)} were scored under this study's protocol and {len(usable)} lie in its "
+                "space; give the folder of a study with the same prompts, metrics and scoring, or leave "
+                "it out"
+            )
+        found += usable
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return [replace(t, rungs=[]) for t in found]
+
+
+def _fits(values: Mapping[str, Any], space: Mapping[str, Any]) -> bool:
+    """Whether a setting is a point of the space."""
+    always = {path for path, option in space.items() if not option.when}
+    return always <= set(values) <= set(space) and all(
+        value in space[path].choices
+        if space[path].choices is not None
+        else space[path].low <= value <= space[path].high
+        for path, value in values.items()
+    )
+
+
+def pareto(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Released model -> the trials of its Pareto front: feasible, and no other one is at least as good
+    in retention and resistance and better in one. By falling retention.
+
+    Args:
+        trials: as dicts.
+    """
+    models = [
+        (trial["trial_id"], arm) for trial in trials for arm in trial["arms"] if arm["feasible"]
+    ]
+    fronts: dict[str, list[str]] = {arm["malicious"]: [] for _, arm in models}
+    for name, front in fronts.items():
+        own = [(trial_id, arm) for trial_id, arm in models if arm["malicious"] == name]
+        best = -1.0
+        for trial_id, arm in sorted(own, key=lambda m: (-m[1]["retention"], -m[1]["resistance"])):
+            if arm["resistance"] > best:
+                best = arm["resistance"]
+                front.append(trial_id)
+    return fronts

@@ -1,0 +1,139 @@
+"""How fast this machine is: a few real training steps, draws and measurements on the base model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gift_ray import plugins
+from gift_ray.config.schema import StudyConfig
+from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.plugins import MetricContext
+from gift_ray.records.record import canonical, peak_memory_bytes
+from gift_ray.study import stages
+from gift_ray.training.diffusion import Examples, Seeds
+
+# Timed after the first, which pays for what is set up once.
+LAPS = 3
+IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds: of a plug-in's whole training by its specification (canonical JSON), of an image drawn,
+    of one measured. `peak_memory_bytes` of the process that did all of it."""
+
+    training: dict[str, float]
+    draw: float
+    measure: float
+    peak_memory_bytes: int
+
+
+class Enough(Exception):
+    """The training has run for as long as it had to."""
+
+
+class Stopwatch(stages.Journal):
+    """A report that times a training's steps, and ends it after some."""
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+        self.laps: list[tuple[float, float]] = []
+
+    def write(self, step: int, checkpoint: dict[str, Any]) -> None:
+        # What a defense calls a step may be a round of several: it tells the images that it saw.
+        self.laps.append((self.rows[-1].get("images_seen", step), time.perf_counter()))
+        if len(self.laps) > LAPS:
+            raise Enough
+
+    def read(self) -> None:
+        return None
+
+    def rate(self) -> float:
+        """Seconds for each image that a defense saw, or for each step of an attack."""
+        (first, began), (last, ended) = self.laps[0], self.laps[-1]
+        return (ended - began) / (last - first) if last > first else 0.0
+
+
+def calibrate(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Rates:
+    """Time a study's own plug-ins, prompts and metrics on noise; seconds on a laptop.
+
+    Args:
+        specs: the plug-ins to time, with their options, by kind (`defenses`, `attacks`).
+    """
+    with _threads(max(1, int(config.cluster.cpus_per_unit))):
+        return _rates(config, specs)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many as Ray lets a unit compute with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rates(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Rates:
+    base, evaluation = base_model(config.model), config.evaluation
+    random, px = np.random.default_rng(0), base.resolution
+    pictures = [
+        Image.fromarray(random.integers(0, 255, (px, px, 3), dtype=np.uint8)) for _ in range(IMAGES)
+    ]
+    words = [config.concepts.malicious[0].validation_prompts[0]] * IMAGES
+    examples = base.encode(pictures, words, [str(i) for i in range(IMAGES)])
+    training = {
+        canonical(spec): sum(
+            _training_seconds(part, base, examples) for part in members(kind, spec)
+        )
+        for kind, several in specs.items()
+        for spec in several
+    }
+
+    began = time.perf_counter()
+    images = stages.draw(base, words, evaluation, 0)
+    drawn = time.perf_counter() - began
+    context = MetricContext(tuple(words), tuple(pictures), evaluation.encoders.model_dump())
+    measured = 0.0
+    for metric in [plugins.build("metrics", m.name, m.options) for m in evaluation.metrics]:
+        if isinstance(metric, plugins.Metric):
+            metric.measure(images, context)
+            # The first time loads its encoder.
+            began = time.perf_counter()
+            metric.measure(images, context)
+            measured += time.perf_counter() - began
+    return Rates(training, drawn / IMAGES, measured / IMAGES, peak_memory_bytes())
+
+
+def members(kind: str, spec: Mapping[str, Any]) -> list[Any]:
+    """The plug-ins behind a specification that train: those of a chain, or the one."""
+    options = {name: value for name, value in spec.items() if name not in ("name", "label")}
+    plugin: Any = plugins.build(kind, spec["name"], options)
+    parts = plugin.members() if spec["name"] == "chain" else [plugin]
+    return [part for part in parts if kind == "attacks" or hasattr(part, "max_train_steps")]
+
+
+def _training_seconds(plugin: Any, base: DiffusionModel, examples: Examples) -> float:
+    """The whole training of a plug-in, by its first steps."""
+    watch = Stopwatch()
+    if isinstance(plugin, plugins.Attack):
+        _run(lambda: list(plugin.finetune(base, examples, seeds=Seeds(0), report=watch)))
+        return watch.rate() * plugin.evaluation_steps()[-1]
+    _run(lambda: plugin.immunize(base, [examples], examples, seeds=Seeds(0), report=watch))
+    return watch.rate() * plugin.max_train_steps * plugin.train_batch_size
+
+
+def _run(train: Callable[[], Any]) -> None:
+    try:
+        train()
+    except Enough:
+        pass

@@ -1,0 +1,1 @@
+"""A study as steps: planned, checked before a run, carried out."""

@@ -1,0 +1,164 @@
+"""Reading a study: the configuration, and everything about it that can be checked before a worker starts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gift_ray import plugins
+from gift_ray.config.schema import Range, StudyConfig, load_config, settings, value_at, with_values
+from gift_ray.errors import ConfigError, DataError, GiftError
+from gift_ray.models import stable_diffusion
+from gift_ray.models.encoders import locate_encoder
+from gift_ray.records.trials import earlier_trials
+from gift_ray.study import stages
+from gift_ray.study.expand import each_concept
+from gift_ray.study.plan import of_steps, protocol_id
+
+
+def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
+    """Read a study and check everything that can be checked without a worker.
+
+    Raises:
+        ConfigError, DataError, ModelError: all mistakes of the file, or what the machine lacks.
+    """
+    config = each_concept(load_config(path, overrides, check=plugins.check))
+    _check_space(config)
+    _check_steps(config)
+    check_similarities(config)
+    stable_diffusion.locate(config.model)
+    for role, name in config.evaluation.encoders.model_dump().items():
+        if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
+            locate_encoder(role, name)
+    if config.search and config.search.warm_start:
+        earlier_trials(config.search.warm_start, config.search.space, protocol_id(config))
+    return config
+
+
+def check_data(config: StudyConfig) -> None:
+    """Read every image that needs no model, so that bad data is found before any worker starts.
+
+    Raises:
+        DataError: the mistakes of all concepts and of D_S.
+    """
+    mistakes: list[str] = []
+    for concept in (*config.concepts.malicious, *config.concepts.safe):
+        try:
+            stages.check_concept(concept, config.seed)
+        except GiftError as error:
+            mistakes += error.mistakes
+    try:
+        stages.check_prior(config.prior, config.seed)
+    except GiftError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise DataError(*mistakes)
+
+
+def _check_space(config: StudyConfig) -> None:
+    """Both ends and the inside of every searched range must be valid values of the option that they
+    name, whatever else is chosen."""
+    mistakes = []
+    space = config.search.space if config.search else {}
+    for path, searched in space.items():
+        contexts = _contexts(config, path, space)
+        if not contexts:
+            mistakes.append(
+                f"search.space: {path}: when {searched.when} holds in no setting; name a value that "
+                "the study has, or one of the choices of an option of the space"
+            )
+        wrong = _impossible(config, path, _ends(searched), contexts)
+        mistakes += wrong or _impossible(config, path, _inside(searched), contexts)
+    if mistakes:
+        raise ConfigError(*dict.fromkeys(mistakes))
+
+
+def _impossible(
+    config: StudyConfig, path: str, values: list[Any], contexts: list[dict[str, Any]]
+) -> list[str]:
+    mistakes = []
+    for value, context in itertools.product(values, contexts):
+        try:
+            configure(config, {**context, path: value})
+        except (GiftError, AttributeError, LookupError, ValueError, TypeError) as error:
+            mistakes.append(f"search.space: {path} = {value} is not possible: {error}")
+    return mistakes
+
+
+def _contexts(config: StudyConfig, path: str, space: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """All choices of other options of the space that decide whether this one is there."""
+    when = space[path].when
+    deciding = {
+        other: option.choices
+        for other, option in space.items()
+        if option.choices is not None
+        and any(name == other or name.startswith(f"{other}.") for name in when or [path])
+        and other != path
+    }
+    found = (
+        dict(zip(deciding, chosen, strict=True)) for chosen in itertools.product(*deciding.values())
+    )
+    return [context for context in found if holds(settings(config, context), when)]
+
+
+def holds(raw: dict[str, Any], when: Mapping[str, Any]) -> bool:
+    """Whether a setting has the wanted values (one, or one of a list) at these dotted paths."""
+    wanted = {path: v if isinstance(v, list) else [v] for path, v in when.items()}
+    return all(value_at(raw, path) in values for path, values in wanted.items())
+
+
+def _check_steps(config: StudyConfig) -> None:
+    """Polishing and continuing are the defense again, for a number of steps of its own."""
+    concepts = config.concepts
+    asked = {
+        "concepts.merge.polish_steps": concepts.mode == "merge" and concepts.merge.polish_steps,
+        "concepts.added_steps": concepts.added_steps,
+    }
+    mistakes = [
+        f"{name}: {config.defense.name} has no max_train_steps to set to {steps}; leave {name} out, or "
+        "take a defense that has"
+        for name, steps in asked.items()
+        if steps
+        and plugins.check("defenses", config.defense.name, of_steps(config.defense, steps).options)
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def check_similarities(config: StudyConfig) -> None:
+    """What resistance is made of must be a number for each image that grows with the concept.
+
+    Raises:
+        ConfigError: one line for each that is not.
+    """
+    kinds = {name: plugins.resolve("metrics", name) for name in config.scoring.similarities}
+    mistakes = [
+        f"scoring.similarities: {name!r} is no similarity of single images; give one as clip_image"
+        for name, kind in kinds.items()
+        if not issubclass(kind, plugins.Metric) or kind.direction < 0
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _ends(searched: Range) -> list[Any]:
+    if searched.choices is not None:
+        return list(searched.choices)
+    assert searched.low is not None
+    assert searched.high is not None
+    whole = searched.integer
+    return [round(end) if whole else end for end in (searched.low, searched.high)]
+
+
+def _inside(searched: Range) -> list[float]:
+    """A place that is no whole number: a range over a number of steps must say that it is `integer`."""
+    if searched.low is None or searched.high is None or searched.integer:
+        return []
+    return [searched.low + (searched.high - searched.low) / 3**0.5]
+
+
+def configure(config: StudyConfig, values: dict[str, Any]) -> StudyConfig:
+    """The study of one search trial."""
+    return with_values(config, values, check=plugins.check)
