@@ -1,4 +1,4 @@
-"""`gift-ray report` as a script, for `ray job submit`: see gift_ray/cli/report.py."""
+"""`gift-ray report` as a script, for `ray job submit`: see gift_ray/cli/rewrite_report.py."""
 
 import sys
 

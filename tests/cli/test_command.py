@@ -36,7 +36,7 @@ def test_commands_studies_and_overrides_are_completed(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
     code = (
-        "import sys; from gift_ray.cli import _parser, _overrides; _parser(); list(_overrides()); "
+        "import sys; from gift_ray.cli.command import _parser, _overrides; _parser(); list(_overrides()); "
         "print(sorted({'torch', 'ray', 'mlflow', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

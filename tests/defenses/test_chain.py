@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from killed import Killed, KilledJournal
-from test_config import STUDY
+from test_schema import STUDY
 from tiny import same_weights, weights
 from torch import Tensor
 
