@@ -15,37 +15,36 @@ import time
 import torch
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.models.backbone import Backbone
+from gift_ray.models.families import base_model
 from gift_ray.sources.openmoji import OpenMoji
-from gift_ray.training.diffusion import Level, Seeds
+from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.diffusion import Seeds
+from gift_ray.training.loop import Level
 
 
-def cached(
-    model: DiffusionModel, images: list, captions: list[str], steps: int, batch: int
-) -> float:
+def cached(model: Backbone, images: list, captions: list[str], steps: int, batch: int) -> float:
     """Steps per second of our loop, the encoding (once) included."""
     started = time.perf_counter()
     examples = model.encode(images, captions, [str(i) for i in range(len(images))])
     model = model.clone()
-    level = Level(
-        model.parameters("unet"), optimizer="adamw", learning_rate=1e-5, weight_decay=1e-2
-    )
+    level = Level(model.parameters("all"), optimizer="adamw", learning_rate=1e-5, weight_decay=1e-2)
     for step in range(steps):
         generator = Seeds(0).generator("attack", step)
         drawn = examples.batch(batch, generator)
         noise, timesteps = model.draw(batch, generator)
-        loss = model.denoising_loss(drawn.latents, drawn.encoder_hidden_states, timesteps, noise)
+        loss = model.denoising_loss(drawn.latents, drawn.conditioning, timesteps, noise)
         level.step(level.gradients(loss.mean()))
     return steps / (time.perf_counter() - started)
 
 
 def straightforward(
-    model: DiffusionModel, images: list, captions: list[str], steps: int, batch: int
+    model: Backbone, images: list, captions: list[str], steps: int, batch: int
 ) -> float:
     """Steps per second when every step encodes its batch, with plain AdamW and clipping."""
     started = time.perf_counter()
     model = model.clone()
-    parameters = list(model.unet.parameters())
+    parameters = list(model.denoiser.parameters())
     optimizer = torch.optim.AdamW(parameters, 1e-5, weight_decay=1e-2)
     for step in range(steps):
         generator = Seeds(0).generator("attack", step)
@@ -53,7 +52,7 @@ def straightforward(
         mean, std = model.encode_images([images[i] for i in chosen])
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         # One text pass a caption of the batch, as the script's collate function makes it.
-        embeddings = torch.cat([model.encode_prompts([captions[i]]) for i in chosen])
+        embeddings = Conditioning.concatenate([model.condition([captions[i]]) for i in chosen])
         noise, timesteps = model.draw(len(chosen), generator)
         model.denoising_loss(latents, embeddings, timesteps, noise).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -11,7 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -19,23 +19,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gift_ray.config.schema import mistakes_of
 from gift_ray.errors import ConfigError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.loop import Report
 
 KINDS = ("sources", "defenses", "attacks", "metrics")
-
-
-class Report(Protocol):
-    """How a long step tells what it does, and how it survives being killed."""
-
-    def log(self, step: int, **values: float) -> None:
-        """Keep training diagnostics of one step (plain floats)."""
-
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Offer the complete state after `step` steps; written when a checkpoint is due."""
-
-    def load(self) -> dict[str, Any] | None:
-        """The state to continue from, or None at the beginning."""
 
 
 class Plugin(BaseModel, ABC):
@@ -65,7 +53,7 @@ class Source(Plugin):
     """Where images come from."""
 
     @abstractmethod
-    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+    def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         """All images, in a fixed order. Raises DataError for what can't be read.
 
         `model` is the base; only sources that generate look at it.
@@ -93,13 +81,13 @@ class Defense(Plugin):
     @abstractmethod
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         """An immunized copy; `model` is left as it was.
 
         Args:
@@ -121,8 +109,8 @@ class Attack(Plugin):
 
     @abstractmethod
     def finetune(
-        self, model: DiffusionModel, concept: Examples, *, seeds: Seeds, report: Report
-    ) -> Iterator[tuple[int, DiffusionModel]]:
+        self, model: Backbone, concept: Examples, *, seeds: Seeds, report: Report
+    ) -> Iterator[tuple[int, Backbone]]:
         """Yield (step, model so far) at each evaluation step; `model` is left as it was."""
 
 

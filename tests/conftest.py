@@ -21,7 +21,8 @@ from killed import KilledJournal
 from tiny import make_examples, make_pipeline
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.models.families import base_model
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Examples
 
@@ -42,7 +43,7 @@ def tiny_config(tiny_folder: Path) -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_config: ModelConfig) -> DiffusionModel:
+def tiny_model(tiny_config: ModelConfig) -> StableDiffusion:
     """Shared by all tests: nobody may change it, and the contracts check that nobody does."""
     return base_model(tiny_config)
 

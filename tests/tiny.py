@@ -30,7 +30,8 @@ from transformers import (
 
 from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
+from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import Examples
 
 
@@ -91,15 +92,15 @@ def make_examples(count: int, seed: int) -> Examples:
     return Examples(
         latents_mean=torch.randn((count, 4, 8, 8), generator=generator),
         latents_std=torch.full((count, 4, 8, 8), 0.01),
-        encoder_hidden_states=torch.randn((count, 16, 16), generator=generator),
+        conditioning=Conditioning(torch.randn((count, 16, 16), generator=generator), {}),
         keys=tuple(f"{seed}-{i}" for i in range(count)),
         captions=("a picture",) * count,
     )
 
 
-def doubled(model: DiffusionModel) -> DiffusionModel:
+def doubled(model: StableDiffusion) -> StableDiffusion:
     """A trainable copy in double precision."""
-    return replace(model, unet=copy.deepcopy(model.unet).double()).clone()
+    return replace(model, denoiser=copy.deepcopy(model.denoiser).double()).clone()
 
 
 def doubled_examples(examples: Examples) -> Examples:
@@ -108,13 +109,13 @@ def doubled_examples(examples: Examples) -> Examples:
         examples,
         latents_mean=examples.latents_mean.double(),
         latents_std=examples.latents_std.double(),
-        encoder_hidden_states=examples.encoder_hidden_states.double(),
+        conditioning=examples.conditioning.to(torch.float64),
     )
 
 
-def weights(model: DiffusionModel) -> dict[str, torch.Tensor]:
+def weights(model: StableDiffusion) -> dict[str, torch.Tensor]:
     """A copy of the unet's weights."""
-    return {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in model.denoiser.state_dict().items()}
 
 
 def same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz et al. 2022): fine-tune the full unet, and the text encoder if asked for, on a few
+"""DreamBooth (Ruiz et al. 2022): fine-tune the whole denoiser, and the text encoders if asked for, on a few
 images of one concept. Defaults follow diffusers' train_dreambooth.py: AdamW, constant learning rate
 5e-6, weight decay 1e-2, gradient norm 1.0."""
 
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
@@ -39,17 +39,16 @@ class DreamBooth(FineTuning):
             )
         return self
 
-    def trainee(self, model: DiffusionModel, concept: Examples, seeds: Seeds) -> Trainee:
+    def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         tuned = model.clone(text_encoder=self.train_text_encoder)
-        parameters = tuned.parameters("unet")
+        parameters = tuned.parameters("all")
         if self.train_text_encoder:
-            words = tuned.text_encoder.named_parameters()
-            parameters |= {f"text_encoder.{name}": parameter for name, parameter in words}
+            parameters |= tuned.text_parameters()
         images = self._class_images(model, seeds) if self.with_prior_preservation else None
         return Trainee(tuned, parameters, partial(self.loss, tuned, concept, images))
 
     def loss(
-        self, model: DiffusionModel, concept: Examples, class_images: Examples | None,
+        self, model: Backbone, concept: Examples, class_images: Examples | None,
         generator: torch.Generator,
     ) -> Tensor:  # fmt: skip
         """L_instance + prior_loss_weight L_class (Ruiz et al., Eq. 2), each over a batch of its own."""
@@ -60,7 +59,7 @@ class DreamBooth(FineTuning):
         prior = self.denoising_loss(model, class_images, generator, read=read)
         return loss + self.prior_loss_weight * prior
 
-    def _class_images(self, model: DiffusionModel, seeds: Seeds) -> Examples:
+    def _class_images(self, model: Backbone, seeds: Seeds) -> Examples:
         """Drawn as the script does, under the pipeline's default guidance. A resumed attack draws them
         again: the same ones."""
         captions = [str(self.class_prompt)] * self.num_class_images

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class FullFinetune(FineTuning):
-    """Every weight of the unet."""
+    """Every weight of the denoiser."""
 
     version: ClassVar[int] = 1
 
@@ -23,7 +23,7 @@ class FullFinetune(FineTuning):
     max_train_steps: int = Field(200, gt=0)
     train_batch_size: int = Field(4, gt=0)
 
-    def trainee(self, model: DiffusionModel, concept: Examples, seeds: Seeds) -> Trainee:
+    def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model = model.clone()
         loss = partial(self.denoising_loss, model, concept)
-        return Trainee(model, model.parameters("unet"), loss)
+        return Trainee(model, model.parameters("all"), loss)

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): train low-rank updates of the unet's attention. Mirrors diffusers'
+"""LoRA (Hu et al. 2021): train low-rank updates of the denoiser's attention. Mirrors diffusers'
 train_dreambooth_lora.py; defaults of its README: learning rate 1e-4, 500 steps; of the script: rank 4,
 lora_alpha = rank, no dropout."""
 
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
@@ -30,7 +30,7 @@ class LoRA(FineTuning):
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1
     )
 
-    def trainee(self, model: DiffusionModel, concept: Examples, seeds: Seeds) -> Trainee:
+    def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model = model.with_lora(
             rank=self.rank,
             lora_alpha=self.lora_alpha or self.rank,
@@ -38,16 +38,15 @@ class LoRA(FineTuning):
             target_modules=self.target_modules,
             generator=seeds.generator("lora"),
         )
-        adapter = {n: p for n, p in model.unet.named_parameters() if p.requires_grad}
-        return Trainee(model, adapter, partial(self.loss, model, concept))
+        return Trainee(model, model.adapter(), partial(self.loss, model, concept))
 
-    def loss(self, model: DiffusionModel, concept: Examples, generator: torch.Generator) -> Tensor:
+    def loss(self, model: Backbone, concept: Examples, generator: torch.Generator) -> Tensor:
         """The denoising loss of one batch, with the adapter's dropout, a scalar."""
         # Dropout draws from the global generator: lend it this step's seed, then put it back.
-        where = model.unet.device
+        where = model.device
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())
-            model.unet.train()
+            model.denoiser.train()
             loss = self.denoising_loss(model, concept, generator)
-            model.unet.eval()
+            model.denoiser.eval()
         return loss

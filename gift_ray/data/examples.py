@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage
+from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import Examples
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -170,7 +171,7 @@ def save_examples(path: Path, examples: Examples) -> None:
     tensors = {
         "latents_mean": examples.latents_mean.contiguous(),
         "latents_std": examples.latents_std.contiguous(),
-        "encoder_hidden_states": examples.encoder_hidden_states.contiguous(),
+        **examples.conditioning.tensors(),
     }
     words = json.dumps({"keys": examples.keys, "captions": examples.captions})
     save_file(tensors, path, metadata={"words": words})
@@ -180,4 +181,11 @@ def load_examples(path: Path) -> Examples:
     """What `save_examples` wrote."""
     with safe_open(path, framework="pt") as file:
         words = json.loads(file.metadata()["words"])
-    return Examples(**load_file(path), keys=tuple(words["keys"]), captions=tuple(words["captions"]))
+    tensors = load_file(path)
+    return Examples(
+        tensors["latents_mean"],
+        tensors["latents_std"],
+        Conditioning.from_tensors(tensors),
+        tuple(words["keys"]),
+        tuple(words["captions"]),
+    )

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from gift_ray.config.schema import DefenseConfig
-from gift_ray.models.stable_diffusion import DiffusionModel
-from gift_ray.plugins import Defense, Report, build
+from gift_ray.models.backbone import Backbone
+from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.loop import Report
 
 
 class Chain(Defense):
@@ -37,20 +38,20 @@ class Chain(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         # Continue inside the member that was under way, from the model that it had been given.
         saved = report.load() or {"member": 0, "start": 0, "done": 0, "state": None}
         first, start, done = (int(saved[name]) for name in ("member", "start", "done"))
         state = saved["state"]
         if first > 0:
             model = model.clone()
-            model.unet.load_state_dict(saved["given"])
+            model.load_weights(saved["given"], origin="checkpoint")
         for index, member in enumerate(self.members()[first:], first):
             view = MemberReport(report, index, model, start, done, state)
             model = member.immunize(
@@ -68,7 +69,7 @@ class MemberReport:
 
     report: Report
     member: int
-    given: DiffusionModel
+    given: Backbone
     start: int
     done: int
     state: dict[str, Any] | None
@@ -79,7 +80,7 @@ class MemberReport:
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.done = self.start + step
         # The first member is given the chain's own model.
-        given = dict(self.given.unet.state_dict()) if self.member > 0 else {}
+        given = self.given.weights() if self.member > 0 else {}
         position = {"member": self.member, "start": self.start, "done": self.done}
         self.report.save(self.done, {**position, "given": given, "state": state})
 

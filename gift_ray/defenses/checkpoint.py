@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from gift_ray.models.backbone import Backbone
 from gift_ray.models.checkpoints import checkpoint_hash, with_checkpoint
-from gift_ray.models.stable_diffusion import DiffusionModel
-from gift_ray.plugins import Defense, Report
+from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.loop import Report
 
 
 class Checkpoint(Defense):
-    """Hands back the base with the checkpoint's unet; reads no data."""
+    """Hands back the base with the checkpoint's denoiser; reads no data."""
 
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False
@@ -29,11 +30,11 @@ class Checkpoint(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         return with_checkpoint(model, self.path)

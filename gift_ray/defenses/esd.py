@@ -3,32 +3,22 @@ to predict, when asked for the concept, what the frozen base predicts when steer
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gift_ray.errors import UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel, ParameterGroup
-from gift_ray.plugins import Defense, Report
-from gift_ray.training.diffusion import (
-    Examples,
-    Level,
-    OptimizerName,
-    Seeds,
-    add_noise,
-    concatenate,
-    per_sample_mse,
-    restore_training,
-    training_state,
-)
+from gift_ray.models.backbone import Backbone, ParameterGroup
+from gift_ray.plugins import Defense
+from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.diffusion import Examples, Seeds, concatenate, per_sample_mse
+from gift_ray.training.loop import Level, OptimizerName, Report, train
 
 # The paper's trainer calls them xattn and noxattn; esd-x-strict came with its later code. ESD-u is not
-# the whole unet: it leaves out attn2, the time embedding and the output layers.
+# the whole denoiser: it leaves out attn2, the time embedding and the output layers.
 GROUPS: dict[str, ParameterGroup] = {
     "esd-x": "cross_attention",
     "esd-u": "noxattn",
@@ -65,66 +55,65 @@ class Esd(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         base, model = model, model.clone()
         d_m = self._asking(base, concatenate(malicious))
-        null = base.encode_prompts([""]).to(d_m.encoder_hidden_states)
-        scheduler = base.pipeline().scheduler
+        null = base.condition([""]).to(d_m.latents_mean.dtype)
         level = Level(
             model.parameters(GROUPS[self.train_method]), optimizer=self.optimizer,
             learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm,
             fp16=model.mixed_precision == "fp16",
         )  # fmt: skip
 
-        start = restore_training(report.load(), model.unet, level=level)
-        for step in range(start + 1, self.max_train_steps + 1):
-            generator = seeds.generator("esd", step)
-            x_t, timesteps, concept = self._draw(model, scheduler, d_m, null, generator)
-            at_concept, at_null = predictions(base, x_t, timesteps, concept, null)
+        def step(index: int) -> dict[str, float]:
+            generator = seeds.generator("esd", index + 1)
+            x_t, times, concept = self._draw(model, d_m, null, generator)
+            with torch.no_grad():
+                at_concept = base.predict(x_t, concept, times)
+                at_null = base.predict(x_t, null.repeat(len(x_t)), times)
+            prediction = model.predict(x_t, concept, times)
             target = erased(at_concept, at_null, self.negative_guidance)
-            prediction = model.predict(x_t, timesteps, concept)
             loss = per_sample_mse(prediction, target).mean()
             norm = level.step(level.gradients(loss))
-            if not math.isfinite(loss.item()):
-                raise UnitFailed(f"step {step}: the loss is not finite; lower learning_rate")
             moved = per_sample_mse(prediction.detach(), at_concept).mean().item()
-            seen = step * self.train_batch_size
-            report.log(step, loss=loss.item(), mse_base=moved, grad_norm=norm, images_seen=seen)
-            report.save(step, training_state(step, model.unet, level=level))
+            seen = (index + 1) * self.train_batch_size
+            return {"loss": loss.item(), "mse_base": moved, "grad_norm": norm, "images_seen": seen}
+
+        advice = "lower learning_rate"
+        train(step, self.max_train_steps, {"level": level}, report, advice=advice)
         return model
 
-    def _asking(self, model: DiffusionModel, d_m: Examples) -> Examples:
+    def _asking(self, model: Backbone, d_m: Examples) -> Examples:
         """D_M with the words to erase: its own captions, or the given prompt."""
         if self.erase_prompt is None:
             return d_m
-        words = model.encode_prompts([self.erase_prompt]).to(d_m.encoder_hidden_states)
-        return replace(d_m, encoder_hidden_states=words.expand(len(d_m), -1, -1))
+        words = model.condition([self.erase_prompt]).to(d_m.latents_mean.dtype)
+        return replace(d_m, conditioning=words.repeat(len(d_m)))
 
     def _draw(
-        self, model: DiffusionModel, scheduler: Any, d_m: Examples, null: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """(x_t [B, C, h, w], timesteps [B], the concept's states [B, L, D]) of one step.
+        self, model: Backbone, d_m: Examples, null: Conditioning, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Conditioning]:
+        """(x_t [B, C, h, w], times [B], the concept's conditioning, B rows) of one step.
 
-        On policy a batch shares one timestep, uniform over those of the sampler.
+        On policy a batch shares one time, uniform over those of the sampler.
         """
         batch = d_m.batch(self.train_batch_size, generator)
-        concept = batch.encoder_hidden_states
-        noise, timesteps = model.draw(self.train_batch_size, generator)
+        noise, times = model.draw(self.train_batch_size, generator)
         noise = noise.to(batch.latents)
         if self.x_t == "off_policy":
-            alphas = model.noise_scheduler.alphas_cumprod
-            return add_noise(batch.latents, noise, timesteps, alphas), timesteps, concept
-        scheduler.set_timesteps(self.num_inference_steps)
+            return model.add_noise(batch.latents, noise, times), times, batch.conditioning
         done = int(torch.randint(0, self.num_inference_steps, (), generator=generator))
-        x_t = partially_denoised(model, scheduler, noise, concept, null, done, self.guidance_scale)
-        return x_t, scheduler.timesteps[done].expand(len(noise)), concept
+        x_t, times = model.partially_denoised(
+            noise, batch.conditioning, null, steps=done,
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
+        )  # fmt: skip
+        return x_t, times, batch.conditioning
 
 
 def erased(at_concept: Tensor, at_null: Tensor, negative_guidance: float) -> Tensor:
@@ -134,26 +123,3 @@ def erased(at_concept: Tensor, at_null: Tensor, negative_guidance: float) -> Ten
     affine map.
     """
     return at_null - negative_guidance * (at_concept - at_null)
-
-
-@torch.no_grad()
-def predictions(
-    model: DiffusionModel, x_t: Tensor, timesteps: Tensor, concept: Tensor, null: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The unet's predictions for x_t with the concept's words and with none, two of [B, C, h, w]."""
-    nothing = null.expand(len(x_t), -1, -1)
-    return model.predict(x_t, timesteps, concept), model.predict(x_t, timesteps, nothing)
-
-
-@torch.no_grad()
-def partially_denoised(
-    model: DiffusionModel, scheduler: Any, noise: Tensor, concept: Tensor, null: Tensor,
-    steps: int, guidance_scale: float,
-) -> Tensor:  # fmt: skip
-    """x_t after the first `steps` guided sampling steps from noise; its t is the next timestep."""
-    x_t = noise.to(model.unet.device) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps[:steps]:
-        at_concept, at_null = predictions(model, x_t, t.expand(len(x_t)), concept, null)
-        guided = at_null + guidance_scale * (at_concept - at_null)
-        x_t = scheduler.step(guided, t, x_t).prev_sample
-    return x_t

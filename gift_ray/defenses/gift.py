@@ -1,5 +1,5 @@
 """GIFT (Abdalla et al., arXiv 2507.13598), Algorithm 1: alternate, persistently, an inner step of
-prior preservation over the full unet (alpha_inner, D_S) and an outer step of immunization over the
+prior preservation over the whole denoiser (alpha_inner, D_S) and an outer step of immunization over the
 cross-attention parameters psi (alpha_outer, D_M). The defaults are our best; `gift_paper` is the
 paper's letter.
 """
@@ -16,14 +16,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gift_ray.errors import UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel, NoiseLayers, ParameterGroup
-from gift_ray.plugins import Defense, Report
+from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
+from gift_ray.plugins import Defense
 from gift_ray.training import parallel
 from gift_ray.training.diffusion import (
     Batch,
     Examples,
-    Level,
-    OptimizerName,
     Seeds,
     balanced_batch,
     capture,
@@ -31,9 +29,8 @@ from gift_ray.training.diffusion import (
     dot,
     full,
     per_sample_mse,
-    restore_training,
-    training_state,
 )
+from gift_ray.training.loop import Level, OptimizerName, Report, train
 
 # Below this share of the base's standard deviation, activations have lost their scale, not only the
 # concept: the model is destroyed, and no score of it would mean anything.
@@ -46,7 +43,7 @@ class Gift(Defense):
     version: ClassVar[int] = 1
 
     alpha_inner: float = Field(
-        5e-6, gt=0, description="learning rate of the inner level, full unet"
+        5e-6, gt=0, description="learning rate of the inner level, whole denoiser"
     )
     alpha_outer: float = Field(2e-5, gt=0, description="learning rate of the outer level, psi")
     beta: float = Field(0.1, ge=0, description="weight of L_noise in Eq. 8")
@@ -84,36 +81,36 @@ class Gift(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         base, model = model, model.clone()
-        inner = self._level(model, "unet", self.alpha_inner)
+        inner = self._level(model, "all", self.alpha_inner)
         outer = self._level(model, self.parameter_group, self.alpha_outer)
         d_m = malicious if self.concept_sampling == "balanced" else [concatenate(malicious)]
         noise = NoiseTarget.of(self, base, concatenate(malicious), seeds)
 
         rounds = math.ceil(self.max_train_steps / (self.inner_steps + self.outer_steps))
         per_round = 2 if self.coordination == "joint" else self.inner_steps + self.outer_steps
-        start = restore_training(report.load(), model.unet, inner=inner, outer=outer)
-        for index in range(start, rounds):
-            if self.coordination == "joint":
-                values = self._joint_round(model, d_m, safe, inner, outer, noise, seeds, index)
-            else:
-                values = self._alternating_round(
-                    model, d_m, safe, inner, outer, noise, seeds, index
+        one_round = self._joint_round if self.coordination == "joint" else self._alternating_round
+
+        def round_(index: int) -> dict[str, float]:
+            values = one_round(model, d_m, safe, inner, outer, noise, seeds, index)
+            if values.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO:
+                raise UnitFailed(
+                    f"step {index + 1}: activations collapsed (std ratio {values['std_ratio']:.1e})"
                 )
-            _require_finite(values, index)
-            done = index + 1
-            report.log(index, images_seen=done * per_round * self.train_batch_size, **values)
-            report.save(done, training_state(done, model.unet, inner=inner, outer=outer))
+            return values | {"images_seen": (index + 1) * per_round * self.train_batch_size}
+
+        advice = "lower alpha_outer or beta"
+        train(round_, rounds, {"inner": inner, "outer": outer}, report, advice=advice)
         return model
 
-    def _level(self, model: DiffusionModel, group: ParameterGroup, rate: float) -> Level:
+    def _level(self, model: Backbone, group: ParameterGroup, rate: float) -> Level:
         return Level(
             model.parameters(group),
             optimizer=self.optimizer,
@@ -123,7 +120,7 @@ class Gift(Defense):
         )
 
     def _alternating_round(
-        self, model: DiffusionModel, d_m: Sequence[Examples], d_s: Examples, inner: Level,
+        self, model: Backbone, d_m: Sequence[Examples], d_s: Examples, inner: Level,
         outer: Level, noise: NoiseTarget, seeds: Seeds, index: int,
     ) -> dict[str, float]:  # fmt: skip
         """Algorithm 1, lines 2-13: theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I
@@ -146,7 +143,7 @@ class Gift(Defense):
         return values
 
     def _joint_round(
-        self, model: DiffusionModel, d_m: Sequence[Examples], d_s: Examples, inner: Level,
+        self, model: Backbone, d_m: Sequence[Examples], d_s: Examples, inner: Level,
         outer: Level, noise: NoiseTarget, seeds: Seeds, index: int,
     ) -> dict[str, float]:  # fmt: skip
         """Both gradients at the same weights, one summed update: Eq. 4 without its last term."""
@@ -162,7 +159,7 @@ class Gift(Defense):
         }  # fmt: skip
 
     def _prior_gradients(
-        self, model: DiffusionModel, d_s: Examples, inner: Level, seeds: Seeds, index: int
+        self, model: Backbone, d_s: Examples, inner: Level, seeds: Seeds, index: int
     ) -> tuple[list[Tensor], dict[str, float]]:
         """Gradients of Eq. 9 on a batch of D_S, and its value."""
         generator = seeds.generator("inner", index)
@@ -176,7 +173,7 @@ class Gift(Defense):
         return _gradients_of(inner, loss_of, range(len(batch)), len(batch))
 
     def _immunize_gradients(
-        self, model: DiffusionModel, d_m: Sequence[Examples], outer: Level, target: NoiseTarget,
+        self, model: Backbone, d_m: Sequence[Examples], outer: Level, target: NoiseTarget,
         seeds: Seeds, index: int,
     ) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
         """Gradients of Eq. 8 on a batch of D_M, and its parts for the log."""
@@ -187,7 +184,7 @@ class Gift(Defense):
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
             mine, t, eps = batch.take(rows), timesteps[rows], noise[rows]
             with capture(model.layers(self.noise_layers)) as activations:
-                mse = model.denoising_loss(mine.latents, mine.encoder_hidden_states, t, eps)
+                mse = model.denoising_loss(mine.latents, mine.conditioning, t, eps)
             l_max = max_loss(mse, self.max_loss, self.margin).mean()
             layers = target.losses(activations, batch.keys, seeds, index, rows)
             l_noise = torch.stack(list(layers.values())).sum()
@@ -226,13 +223,13 @@ class NoiseTarget:
     """
 
     kind: str
-    base: DiffusionModel
+    base: Backbone
     which: NoiseLayers
     mean: dict[str, Tensor]
     std: dict[str, Tensor]
 
     @classmethod
-    def of(cls, defense: Gift, base: DiffusionModel, d_m: Examples, seeds: Seeds) -> NoiseTarget:
+    def of(cls, defense: Gift, base: Backbone, d_m: Examples, seeds: Seeds) -> NoiseTarget:
         """Measure the base's statistics per channel over all of D_M, a few timesteps each."""
         totals: dict[str, list[Tensor]] = {}
         for index in range(4):
@@ -289,9 +286,9 @@ class NoiseTarget:
         }
 
 
-def prior_loss(model: DiffusionModel, batch: Batch, timesteps: Tensor, noise: Tensor) -> Tensor:
+def prior_loss(model: Backbone, batch: Batch, timesteps: Tensor, noise: Tensor) -> Tensor:
     """L_prior = E || eps_theta(x_s, c_s, t) - eps ||^2 (Eq. 9), a scalar."""
-    return model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise).mean()
+    return model.denoising_loss(batch.latents, batch.conditioning, timesteps, noise).mean()
 
 
 def max_loss(mse: Tensor, kind: str, margin: float) -> Tensor:
@@ -325,7 +322,8 @@ def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size:
 def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
     """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
     conflict = dot(gradients, other)
-    if conflict >= 0:
+    # Not finite: one of them overflowed under fp16, and its level skips its step.
+    if conflict >= 0 or not conflict.isfinite():
         return list(gradients)
     factor = conflict / dot(other, other).clamp_min(1e-20)
     return [g - factor * o for g, o in zip(gradients, other, strict=True)]
@@ -361,10 +359,10 @@ def _gradients_of(
 
 @torch.no_grad()
 def _activations(
-    model: DiffusionModel, which: NoiseLayers, batch: Batch, timesteps: Tensor, noise: Tensor
+    model: Backbone, which: NoiseLayers, batch: Batch, timesteps: Tensor, noise: Tensor
 ) -> dict[str, Tensor]:
     with capture(model.layers(which)) as activations:
-        model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise)
+        model.denoising_loss(batch.latents, batch.conditioning, timesteps, noise)
     return activations
 
 
@@ -376,16 +374,3 @@ def _channels_first(z: Tensor) -> Tensor:
 def _cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     norms = (dot(left, left) * dot(right, right)).sqrt().clamp_min(1e-20)
     return float(dot(left, right) / norms)
-
-
-def _require_finite(values: dict[str, float], index: int) -> None:
-    """A trial that left the finite numbers or collapsed is a failure with a reason, never a score."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    # A gradient norm alone may overflow under fp16: that step was skipped, the scale halved.
-    bad = [name for name in bad if not name.startswith("grad_norm")]
-    if bad:
-        raise UnitFailed(f"round {index}: {', '.join(bad)} not finite; lower alpha_outer or beta")
-    if values.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO:
-        raise UnitFailed(
-            f"round {index}: activations collapsed (std ratio {values['std_ratio']:.1e})"
-        )

@@ -8,38 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gift_ray.errors import UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel, ParameterGroup
-from gift_ray.plugins import Defense, Report
-from gift_ray.training.diffusion import (
-    Examples,
-    Level,
-    OptimizerName,
-    Seeds,
-    concatenate,
-    restore_training,
-    training_state,
-)
-
-Attacker = dict[str, nn.Parameter]
+from gift_ray.models.backbone import Backbone, ParameterGroup
+from gift_ray.plugins import Defense, build
+from gift_ray.training.diffusion import Examples, Seeds, concatenate
+from gift_ray.training.finetuning import Attacker, FineTuning, Trainee
+from gift_ray.training.loop import Level, OptimizerName, Report, train
 
 
 class Imma(Defense):
     """Makes D_M hard to adapt to, for one kind of adaptation. Looks at no D_S.
 
-    `inner_attack` is what the simulated attacker trains: `dreambooth` the full unet (so psi descends in
-    the inner steps and climbs in the outer ones); `lora` low-rank deltas of all attention projections;
-    `textual_inversion` an offset of the encoder_hidden_states [L, D] that all of D_M shares: a stand-in
-    for the embedding of a new token, not bound to pass through the text encoder. With the last two the
-    model moves in outer steps alone, and the attacker is thrown away. Its code has other learning rates
-    for each: inner 5e-6, 1e-4, 5e-4; outer 2e-5, 1e-5, 1e-6.
+    `inner_attack` is what the simulated attacker trains. `dreambooth` and `lora` are the attacks of these
+    names: the whole denoiser (so psi descends in the inner steps and climbs in the outer ones), or
+    low-rank deltas of all attention projections. `textual_inversion` is an offset of the prompts' token
+    states [L, D] that all of D_M shares: a stand-in for the embedding of a new token, not bound to pass
+    through the text encoder. With the last two the model moves in outer steps alone, and the attacker
+    is thrown away. Its code has other learning rates for each: inner 5e-6, 1e-4, 5e-4; outer 2e-5,
+    1e-5, 1e-6.
     """
 
     version: ClassVar[int] = 1
@@ -61,117 +52,79 @@ class Imma(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
-        base, model = model, model.clone()
-        d_m = concatenate(malicious)
-        outer = self._level(model, model.parameters(self.parameter_group), self.learning_rate)
-        attacker = self.attacker(model, d_m, seeds)
-        inner = self._level(model, attacker, self.inner_learning_rate)
+    ) -> Backbone:
+        attacker = self.attacker(model, concatenate(malicious), seeds)
+        outer = Level(
+            attacker.trainee.model.parameters(self.parameter_group), optimizer=self.optimizer,
+            learning_rate=self.learning_rate, weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm, fp16=model.mixed_precision == "fp16",
+        )  # fmt: skip
 
         # Inner and outer steps count alike: the budget is batches trained on.
         per_round = self.inner_steps + self.outer_steps
-        start = self._restore(report.load(), model, attacker, inner, outer)
-        for index in range(start, math.ceil(self.max_train_steps / per_round)):
-            values = self._round(model, d_m, attacker, inner, outer, seeds, index)
-            done = index + 1
-            report.log(index, images_seen=done * per_round * self.train_batch_size, **values)
-            report.save(done, self._state(done, model, attacker, inner, outer))
 
-        immunized = base.clone()
-        immunized.unet.load_state_dict(dict(outer.parameters), strict=False)
+        def round_(index: int) -> dict[str, float]:
+            values = self._round(attacker, outer, seeds, index)
+            return values | {"images_seen": (index + 1) * per_round * self.train_batch_size}
+
+        rounds = math.ceil(self.max_train_steps / per_round)
+        levels = {"inner": attacker.level, "outer": outer}
+        train(round_, rounds, levels, report, advice="lower learning_rate")
+
+        immunized = model.clone()
+        with torch.no_grad():
+            for name, parameter in immunized.parameters(self.parameter_group).items():
+                parameter.copy_(outer.parameters[name])
         return immunized
 
-    def _level(self, model: DiffusionModel, parameters: Attacker, rate: float) -> Level:
-        return Level(
-            parameters, optimizer=self.optimizer, learning_rate=rate,
-            weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
-            fp16=model.mixed_precision == "fp16",
-        )  # fmt: skip
+    def attacker(self, model: Backbone, d_m: Examples, seeds: Seeds) -> Attacker:
+        """The simulated attacker before its first step, on a copy of `model` that it adapts."""
+        options = {
+            "learning_rate": self.inner_learning_rate, "max_train_steps": self.max_train_steps,
+            "train_batch_size": self.train_batch_size, "optimizer": self.optimizer,
+            "weight_decay": self.weight_decay, "max_grad_norm": self.max_grad_norm,
+        }  # fmt: skip
+        if self.inner_attack == "lora":
+            options["rank"] = self.rank
+        if self.inner_attack != "textual_inversion":
+            attack: FineTuning = build("attacks", self.inner_attack, options)
+            return attack.attacker(model, d_m, seeds)
+        # Of this attack only the optimizer is used.
+        attack = build("attacks", "full_finetune", options)
+        return attack.attack_on(shared_offset(model.clone(), d_m, self.train_batch_size))
 
     def _round(
-        self, model: DiffusionModel, d_m: Examples, attacker: Attacker, inner: Level, outer: Level,
-        seeds: Seeds, index: int,
-    ) -> dict[str, float]:  # fmt: skip
+        self, attacker: Attacker, outer: Level, seeds: Seeds, index: int
+    ) -> dict[str, float]:
         """phi <- phi - a grad_phi L(phi, psi), then psi <- psi + b grad_psi L(phi, psi)."""
         values: dict[str, float] = {}
         for k in range(self.inner_steps):
-            generator = seeds.generator("inner", index * self.inner_steps + k)
-            loss = self.adaptation_loss(model, d_m, attacker, generator)
-            norm = inner.step(inner.gradients(loss))
-            values |= {"mse_inner": loss.item(), "grad_norm_inner": norm}
+            at = index * self.inner_steps + k
+            found = attacker.step(at, seeds.generator("inner", at))
+            values |= {"mse_inner": found["loss"], "grad_norm_inner": found["grad_norm"]}
         for k in range(self.outer_steps):
             generator = seeds.generator("outer", index * self.outer_steps + k)
-            loss = self.adaptation_loss(model, d_m, attacker, generator)
+            loss = attacker.trainee.loss(generator)
             norm = outer.step(outer.gradients(-loss))
             values |= {"mse_malicious": loss.item(), "grad_norm_outer": norm}
-        bad = [n for n, v in values.items() if n.startswith("mse") and not math.isfinite(v)]
-        if bad:
-            raise UnitFailed(f"round {index}: {', '.join(bad)} not finite; lower learning_rate")
         return values
 
-    def adaptation_loss(
-        self, model: DiffusionModel, d_m: Examples, attacker: Attacker, generator: torch.Generator
-    ) -> Tensor:
-        """The attacker's training loss on a batch of D_M, a scalar."""
-        batch = d_m.batch(self.train_batch_size, generator)
-        noise, timesteps = model.draw(self.train_batch_size, generator)
-        states = batch.encoder_hidden_states.to(model.unet.device)
-        if self.inner_attack == "textual_inversion":
-            states = states + attacker["offset"]
-        return model.denoising_loss(batch.latents, states, timesteps, noise).mean()
 
-    def attacker(self, model: DiffusionModel, d_m: Examples, seeds: Seeds) -> Attacker:
-        """What the inner steps train, as it is before the first one."""
-        if self.inner_attack == "dreambooth":
-            return model.parameters("unet")
-        if self.inner_attack == "lora":
-            return add_lora(model, self.rank, seeds.generator("lora"))
-        offset = torch.zeros_like(d_m.encoder_hidden_states[0], device=model.unet.device)
-        return {"offset": nn.Parameter(offset)}
+def shared_offset(model: Backbone, d_m: Examples, batch_size: int) -> Trainee:
+    """An offset [L, D] of the prompts' token states, which all of D_M shares."""
+    offset = nn.Parameter(torch.zeros_like(d_m.conditioning.tokens[0], device=model.device))
 
-    def _state(
-        self, done: int, model: DiffusionModel, attacker: Attacker, inner: Level, outer: Level
-    ) -> dict[str, Any]:
-        state = training_state(done, model.unet, inner=inner, outer=outer)
-        # DreamBooth's attacker is the unet itself, which is there already.
-        beside = {} if self.inner_attack == "dreambooth" else dict(attacker)
-        return state | {"attacker": beside}
+    def loss(generator: torch.Generator) -> Tensor:
+        batch = d_m.batch(batch_size, generator)
+        noise, times = model.draw(batch_size, generator)
+        conditioning = batch.conditioning.to(model.device)
+        moved = conditioning.with_tokens(conditioning.tokens + offset)
+        return model.denoising_loss(batch.latents, moved, times, noise).mean()
 
-    @torch.no_grad()
-    def _restore(
-        self, state: dict[str, Any] | None, model: DiffusionModel, attacker: Attacker,
-        inner: Level, outer: Level,
-    ) -> int:  # fmt: skip
-        for name, tensor in (state or {}).get("attacker", {}).items():
-            attacker[name].copy_(tensor)
-        return restore_training(state, model.unet, inner=inner, outer=outer)
-
-
-def add_lora(model: DiffusionModel, rank: int, generator: torch.Generator) -> Attacker:
-    """Low-rank deltas W + up @ down on every attention projection of a unet, through forward hooks.
-
-    As diffusers' train_dreambooth_lora.py: down ~ N(0, 1/rank^2) [rank, in], up = 0 [out, rank], scale 1.
-    """
-    lora: Attacker = {}
-    for name, weight in model.parameters("attention").items():
-        if not name.endswith(".weight"):
-            continue
-        path = name.removesuffix(".weight")
-        draw = torch.randn((rank, weight.shape[1]), generator=generator) / rank
-        down = lora[f"{path}.down"] = nn.Parameter(draw.to(weight))
-        up = lora[f"{path}.up"] = nn.Parameter(weight.new_zeros((weight.shape[0], rank)))
-        model.unet.get_submodule(path).register_forward_hook(_delta(down, up))
-    return lora
-
-
-def _delta(down: nn.Parameter, up: nn.Parameter) -> Any:
-    def hook(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return output + F.linear(F.linear(inputs[0], down), up)
-
-    return hook
+    return Trainee(model, {"offset": offset}, loss)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from gift_ray.models.stable_diffusion import DiffusionModel
-from gift_ray.plugins import Defense, Report
+from gift_ray.models.backbone import Backbone
+from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.loop import Report
 
 
 class Undefended(Defense):
@@ -18,11 +19,11 @@ class Undefended(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         return model.clone()

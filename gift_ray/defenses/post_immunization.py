@@ -3,27 +3,19 @@ on something generic and benign, with the plain loss of Eq. 9. A member of a `ch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
-from gift_ray.errors import UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel
-from gift_ray.plugins import Defense, Report
-from gift_ray.training.diffusion import (
-    Examples,
-    Level,
-    OptimizerName,
-    Seeds,
-    restore_training,
-    training_state,
-)
+from gift_ray.models.backbone import Backbone
+from gift_ray.plugins import Defense
+from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.loop import Level, OptimizerName, Report, train
 
 
 class PostImmunization(Defense):
-    """Full-unet fine-tuning on a benign prompt. Looks at no D_M.
+    """Fine-tuning of the whole denoiser on a benign prompt. Looks at no D_M.
 
     The paper gives the prompt and 1000 steps, not where its images come from: here the model that is
     handed in draws them. Without a prompt, D_S is trained on. The optimizer is DreamBooth's.
@@ -46,37 +38,36 @@ class PostImmunization(Defense):
 
     def immunize(
         self,
-        model: DiffusionModel,
+        model: Backbone,
         malicious: Sequence[Examples],
         safe: Examples,
         *,
         seeds: Seeds,
         report: Report,
-    ) -> DiffusionModel:
+    ) -> Backbone:
         benign = safe if self.prompt is None else self._drawn(model, self.prompt, seeds)
         model = model.clone()
         level = Level(
-            model.parameters("unet"), optimizer=self.optimizer, learning_rate=self.learning_rate,
+            model.parameters("all"), optimizer=self.optimizer, learning_rate=self.learning_rate,
             weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
             fp16=model.mixed_precision == "fp16",
         )  # fmt: skip
-        start = restore_training(report.load(), model.unet, level=level)
-        for step in range(start + 1, self.max_train_steps + 1):
-            generator = seeds.generator("post_immunization", step)
+
+        def step(index: int) -> dict[str, float]:
+            generator = seeds.generator("post_immunization", index + 1)
             batch = benign.batch(self.train_batch_size, generator)
-            noise, timesteps = model.draw(self.train_batch_size, generator)
-            loss = model.denoising_loss(
-                batch.latents, batch.encoder_hidden_states, timesteps, noise
-            ).mean()
+            noise, times = model.draw(self.train_batch_size, generator)
+            losses = model.denoising_loss(batch.latents, batch.conditioning, times, noise)
+            loss = losses.mean()
             norm = level.step(level.gradients(loss))
-            if not math.isfinite(loss.item()):
-                raise UnitFailed(f"step {step}: the loss is not finite; lower learning_rate")
-            seen = step * self.train_batch_size
-            report.log(step, loss=loss.item(), grad_norm=norm, images_seen=seen)
-            report.save(step, training_state(step, model.unet, level=level))
+            seen = (index + 1) * self.train_batch_size
+            return {"loss": loss.item(), "grad_norm": norm, "images_seen": seen}
+
+        advice = "lower learning_rate"
+        train(step, self.max_train_steps, {"level": level}, report, advice=advice)
         return model
 
-    def _drawn(self, model: DiffusionModel, prompt: str, seeds: Seeds) -> Examples:
+    def _drawn(self, model: Backbone, prompt: str, seeds: Seeds) -> Examples:
         prompts = [prompt] * self.num_images
         images = model.generate(
             prompts,

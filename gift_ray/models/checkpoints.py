@@ -16,13 +16,10 @@ from torch import Tensor
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
-from gift_ray.models.stable_diffusion import (
-    DiffusionModel,
-    folder_hash,
-    load_unet,
-    locate,
-    unet_of_single_file,
-)
+from gift_ray.models.backbone import Backbone
+from gift_ray.models.families import load_backbone
+from gift_ray.models.locate import folder_hash, locate
+from gift_ray.models.stable_diffusion import unet_of_single_file
 from gift_ray.records.manifest import MANIFEST, verify
 from gift_ray.records.record import digest, file_hash
 
@@ -54,7 +51,7 @@ def checkpoint_hash(name: str) -> str:
     return file_hash(path) if path.is_file() else folder_hash(path)
 
 
-def with_checkpoint(base: DiffusionModel, name: str) -> DiffusionModel:
+def with_checkpoint(base: Backbone, name: str) -> Backbone:
     """The base with a checkpoint's unet.
 
     Raises:
@@ -65,32 +62,32 @@ def with_checkpoint(base: DiffusionModel, name: str) -> DiffusionModel:
     if (path / MANIFEST).exists():
         verify(path)
     if path.is_dir():
-        loaded = DiffusionModel.load(ModelConfig(pretrained_model_name_or_path=str(path)))
-        weights = dict(loaded.unet.state_dict())
+        loaded = load_backbone(ModelConfig(pretrained_model_name_or_path=str(path)))
+        weights = loaded.weights()
     else:
         weights = _read(path, base)
     model = base.clone()
-    load_unet(model.unet, weights, origin=name)
+    model.load_weights(weights, origin=name)
     return model
 
 
-def save_delta(base: DiffusionModel, model: DiffusionModel, path: Path) -> None:
+def save_delta(base: Backbone, model: Backbone, path: Path) -> None:
     """The tensors in which a model differs from its base, with the base's hash in the metadata."""
-    before, after = base.unet.state_dict(), model.unet.state_dict()
+    before, after = base.weights(), model.weights()
     changed = {n: t.cpu().contiguous() for n, t in after.items() if not torch.equal(t, before[n])}
     save_file(changed, path, metadata={BASE_HASH: unet_hash(base)})
 
 
-def unet_hash(model: DiffusionModel) -> str:
+def unet_hash(model: Backbone) -> str:
     """Hash of the unet's tensors, whatever file they came from."""
     tensors = {
         name: digest([list(t.shape), t.detach().cpu().float().numpy().tobytes().hex()])
-        for name, t in model.unet.state_dict().items()
+        for name, t in model.weights().items()
     }
     return digest(tensors)
 
 
-def _read(path: Path, base: DiffusionModel) -> dict[str, Tensor]:
+def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
     """All unet weights that a file stands for on this base."""
     tensors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     if any(name.startswith(SINGLE_FILE_PREFIX) for name in tensors):
@@ -103,7 +100,7 @@ def _read(path: Path, base: DiffusionModel) -> dict[str, Tensor]:
     # A whole unet must be whole; what does not hold the first layer is a delta.
     if "conv_in.weight" in delta:
         return delta
-    return {**base.unet.state_dict(), **{name: t.float() for name, t in delta.items()}}
+    return {**base.weights(), **{name: t.float() for name, t in delta.items()}}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

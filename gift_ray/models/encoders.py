@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gift_ray.errors import ModelError
 from gift_ray.models.builtin import BUNDLE
-from gift_ray.models.stable_diffusion import device, snapshot
+from gift_ray.models.locate import device, snapshot
 
 BATCH = 64
 

@@ -67,7 +67,7 @@ def merge_weights(
 def second_moment(examples: Examples) -> Tensor:
     """The mean of c c^T over the tokens c of all different captions, [D, D], in double precision."""
     first = {caption: i for i, caption in reversed(list(enumerate(examples.captions)))}
-    tokens = examples.encoder_hidden_states[sorted(first.values())].double().flatten(0, 1)
+    tokens = examples.conditioning.tokens[sorted(first.values())].double().flatten(0, 1)
     return tokens.T @ tokens / len(tokens)
 
 

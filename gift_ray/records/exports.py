@@ -13,8 +13,9 @@ from gift_ray import plugins
 from gift_ray.config.schema import AttackConfig
 from gift_ray.data import examples
 from gift_ray.errors import ConfigError
+from gift_ray.models.backbone import Backbone
 from gift_ray.models.checkpoints import save_delta
-from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done
 from gift_ray.study import stages
 from gift_ray.study.plan import Arm, Plan, Step
@@ -59,7 +60,7 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
     _write(base, model, form, path)
 
 
-def attacked(plan: Plan, step: Step, released: DiffusionModel) -> DiffusionModel:
+def attacked(plan: Plan, step: Step, released: Backbone) -> Backbone:
     """The model at the end of an attack step, trained again as the stage trained it.
 
     Raises:
@@ -106,7 +107,7 @@ def _require_done(plan: Plan, *steps: Step) -> None:
         )
 
 
-def _write(base: DiffusionModel, model: DiffusionModel, form: Format, path: Path) -> None:
+def _write(base: Backbone, model: Backbone, form: Format, path: Path) -> None:
     """Whole or not at all: under a private name, then renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     private = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")

@@ -188,7 +188,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
-    plain = _strip_tensors(state, "", tensors)
+    plain = _strip_tensors(state, [], tensors, set())
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain)
     metadata = {"state": text, "checksum": _checksum(text, tensors)}
@@ -239,16 +239,23 @@ def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def _strip_tensors(value: Any, prefix: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _strip_tensors(
+    value: Any, keys: list[str], tensors: dict[str, torch.Tensor], storages: set[int]
+) -> Any:
+    """The state without its tensors, which are added to `tensors` by the JSON list of their keys."""
     import torch
 
-    keys = list(prefix or [])
     plain = {}
     for key, item in value.items():
         if isinstance(item, torch.Tensor):
-            tensors[json.dumps([*keys, str(key)])] = item.detach().contiguous().clone()
+            # On the CPU at once: a copy of an optimizer's state may not fit beside it on the GPU.
+            own = item.detach().cpu().contiguous()
+            place = own.untyped_storage().data_ptr()
+            # safetensors refuses two tensors in one storage.
+            tensors[json.dumps([*keys, str(key)])] = own.clone() if place in storages else own
+            storages.add(place)
         elif isinstance(item, dict):
-            plain[str(key)] = _strip_tensors(item, [*keys, str(key)], tensors)
+            plain[str(key)] = _strip_tensors(item, [*keys, str(key)], tensors, storages)
         else:
             plain[str(key)] = item
     return plain

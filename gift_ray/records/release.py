@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gift_ray import THREAT_MODEL
 from gift_ray.config.schema import ModelConfig
-from gift_ray.models.stable_diffusion import base_model, identity, locate
+from gift_ray.models.families import base_model
+from gift_ray.models.locate import identity, locate
 from gift_ray.records.manifest import seal
 from gift_ray.records.record import canonical, digest
 from gift_ray.study.plan import Arm, Plan, attack_names, verdict_id

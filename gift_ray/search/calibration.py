@@ -14,7 +14,8 @@ from PIL import Image
 
 from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
-from gift_ray.models.stable_diffusion import DiffusionModel, base_model
+from gift_ray.models.backbone import Backbone
+from gift_ray.models.families import base_model
 from gift_ray.plugins import MetricContext
 from gift_ray.records.record import canonical, peak_memory_bytes
 from gift_ray.study import stages
@@ -122,7 +123,7 @@ def members(kind: str, spec: Mapping[str, Any]) -> list[Any]:
     return [part for part in parts if kind == "attacks" or hasattr(part, "max_train_steps")]
 
 
-def _training_seconds(plugin: Any, base: DiffusionModel, examples: Examples) -> float:
+def _training_seconds(plugin: Any, base: Backbone, examples: Examples) -> float:
     """The whole training of a plug-in, by its first steps."""
     watch = Stopwatch()
     if isinstance(plugin, plugins.Attack):

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from gift_ray.data.examples import image_files, read_image
 from gift_ray.errors import DataError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.records.record import file_hash
 from gift_ray.training.diffusion import Seeds
@@ -44,7 +44,7 @@ class CustomConcept101(Source):
             )
         return str(path)
 
-    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+    def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         photographs, caption = self._concept()
         if len(photographs) < self.min_images:
             raise DataError(

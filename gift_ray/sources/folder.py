@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from gift_ray.data.examples import SUFFIXES, image_files, read_image
 from gift_ray.errors import DataError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.records.record import file_hash
 from gift_ray.training.diffusion import Seeds
@@ -34,7 +34,7 @@ class Folder(Source):
             raise ValueError(f"{path!r} is not a folder; give one that holds images")
         return str(folder)
 
-    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+    def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         files = image_files(Path(self.path))
         if not files:
             raise DataError(f"{self.path}: holds no image ({', '.join(SUFFIXES)}); add some")

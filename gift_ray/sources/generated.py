@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.training.diffusion import Seeds
 
@@ -22,7 +22,7 @@ class Generated(Source):
     guidance_scale: float = Field(7.5, ge=1)
     batch_size: int = Field(16, gt=0)
 
-    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+    def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.num_images)]
         images = model.generate(
             prompts,

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gift_ray.data.examples import read_image
 from gift_ray.errors import DataError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.records.record import file_hash
 from gift_ray.training.diffusion import Seeds
@@ -74,7 +74,7 @@ class Hub(Source):
                 )
         return self
 
-    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+    def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         found: list[SourceImage] = []
         for index, row in enumerate(self._rows()):
             origin = f"{self.dataset_name} row {index}"

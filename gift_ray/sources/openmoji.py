@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from gift_ray.errors import DataError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.training.diffusion import Seeds
 
@@ -42,7 +42,7 @@ class OpenMoji(Source):
             raise ValueError(f"{match!r} is not a regular expression: {error}") from error
         return match
 
-    def images(self, model: DiffusionModel, seeds: Seeds) -> list[SourceImage]:
+    def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         chosen = [name for name in _names() if re.search(self.match, name)]
         if not chosen:
             raise DataError(f"source openmoji: match {self.match!r} fits no Unicode name; widen it")

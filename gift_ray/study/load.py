@@ -10,8 +10,8 @@ from typing import Any
 from gift_ray import plugins
 from gift_ray.config.schema import Range, StudyConfig, load_config, settings, value_at, with_values
 from gift_ray.errors import ConfigError, DataError, GiftError
-from gift_ray.models import stable_diffusion
 from gift_ray.models.encoders import locate_encoder
+from gift_ray.models.families import check_base
 from gift_ray.records.trials import earlier_trials
 from gift_ray.study import stages
 from gift_ray.study.expand import each_concept
@@ -28,7 +28,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     _check_space(config)
     _check_steps(config)
     check_similarities(config)
-    stable_diffusion.locate(config.model)
+    check_base(config.model)
     for role, name in config.evaluation.encoders.model_dump().items():
         if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
             locate_encoder(role, name)

@@ -20,7 +20,7 @@ from gift_ray.config.schema import (
     PluginConfig,
     StudyConfig,
 )
-from gift_ray.models import stable_diffusion
+from gift_ray.models import locate
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.records.record import digest
 
@@ -151,7 +151,7 @@ def plan(config: StudyConfig, *, matrix: bool = False) -> Plan:
         matrix: attack every model with every malicious concept, and draw all concepts' neighbours, not
             only with and of those that it is immunized against.
     """
-    base = stable_diffusion.identity(config.model)
+    base = locate.identity(config.model)
     prior = _prior_step(config, base)
     concepts = {
         c.name: _concept_step(config, c, base)
@@ -461,7 +461,7 @@ def _fill(prompts: Sequence[str], count: int) -> list[str]:
 def _measuring(evaluation: EvaluationConfig) -> dict[str, Any]:
     """What makes two measurements of the same images the same."""
     encoders = {
-        role: stable_diffusion.folder_hash(locate_encoder(role, name))
+        role: locate.folder_hash(locate_encoder(role, name))
         if locate_is_folder(role, name)
         else name
         for role, name in evaluation.encoders.model_dump().items()

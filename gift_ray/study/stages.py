@@ -28,8 +28,9 @@ from gift_ray.config.schema import (
 )
 from gift_ray.data import examples
 from gift_ray.errors import DataError
+from gift_ray.models.backbone import Backbone
+from gift_ray.models.families import base_model
 from gift_ray.models.merge import merge_weights
-from gift_ray.models.stable_diffusion import DiffusionModel, base_model
 from gift_ray.plugins import MetricContext
 from gift_ray.records.record import Score, load_state, save_state
 from gift_ray.training.diffusion import Examples, Seeds
@@ -39,7 +40,7 @@ Inputs = Mapping[str, Path]
 CHECK_PX = 8
 IMMA_PX = 64
 # What sources that don't generate are handed when there is no model yet.
-NO_MODEL = cast(DiffusionModel, None)
+NO_MODEL = cast(Backbone, None)
 
 
 class Journal(ABC):
@@ -182,7 +183,7 @@ def prepare_prior(
 
 
 def read_source(
-    source: PluginConfig, base: DiffusionModel, seeds: Seeds, purpose: str
+    source: PluginConfig, base: Backbone, seeds: Seeds, purpose: str
 ) -> list[examples.KeyedImage]:
     """All images of a source, hashed and resized for the model."""
     plugin: plugins.Source = plugins.build("sources", source.name, source.options)
@@ -203,7 +204,7 @@ def immunize(
 def immunized_model(
     defense: PluginConfig, concepts: Sequence[str], model: ModelConfig, seed: int,
     inputs: Inputs, journal: Journal,
-) -> DiffusionModel:  # fmt: skip
+) -> Backbone:  # fmt: skip
     """The training itself, of the base or of the weights that are among the inputs as `model`. All
     data-parallel workers do it; one of them keeps the result."""
     plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
@@ -222,12 +223,12 @@ def merge(
     d_m, d_s = _defenders_data(concepts, inputs)
     base = base_model(model)
     weights, values = merge_weights(
-        {name: tensor.cpu() for name, tensor in base.unet.state_dict().items()},
+        {name: tensor.cpu() for name, tensor in base.weights().items()},
         (load_file(inputs[f"model/{name}"] / "unet.safetensors") for name in concepts),
         d_m, d_s, list(base.parameters("cross_attention_kv")), merge,
     )  # fmt: skip
     merged = base.clone()
-    merged.unet.load_state_dict(weights)
+    merged.load_weights(weights, origin="merge")
     merged.save_weights(out / "unet.safetensors")
     pd.DataFrame([{"step": 0, **values}]).to_parquet(out / "training.parquet")
     return {"last": values}
@@ -355,7 +356,7 @@ def _metrics(
 
 
 def draw(
-    model: DiffusionModel, prompts: Sequence[str], evaluation: EvaluationConfig, seed: int
+    model: Backbone, prompts: Sequence[str], evaluation: EvaluationConfig, seed: int
 ) -> list[Image.Image]:
     """One image per prompt, under the evaluation's settings."""
     return model.generate(

@@ -26,7 +26,7 @@ from gift_ray.cluster.session import slots
 from gift_ray.cluster.train import attempt
 from gift_ray.config.schema import ClusterConfig, ModelConfig, StudyConfig
 from gift_ray.errors import ClusterFailed, UnitFailed
-from gift_ray.models.stable_diffusion import base_model
+from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done, load_state, read_record
 from gift_ray.records.storage import Storage
 from gift_ray.study.execute import execute
@@ -207,7 +207,7 @@ def test_two_workers_train_what_one_does(cluster, tiny_config, tmp_path):
         load_file(step.folder(tmp_path / where) / "unet.safetensors")
         for where in ("cluster", "plain")
     )
-    base = base_model(tiny_config).unet.state_dict()
+    base = base_model(tiny_config).denoiser.state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
     moved = max(float((expected[n] - base[n]).abs().max()) for n in base)

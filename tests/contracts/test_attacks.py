@@ -12,7 +12,7 @@ from killed import Killed, KilledJournal
 from tiny import same_weights
 from torch import Tensor
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Attack, available, resolve
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
@@ -55,15 +55,15 @@ def attack(named: tuple[str, Attack]) -> Attack:
 
 
 @pytest.fixture
-def d_a(tiny_model: DiffusionModel, malicious: Examples) -> Examples:
+def d_a(tiny_model: StableDiffusion, malicious: Examples) -> Examples:
     """D_A captioned with the rare token, and encoded by the model that is attacked."""
-    states = tiny_model.encode_prompts(CAPTIONS)
-    return replace(malicious, captions=CAPTIONS, encoder_hidden_states=states)
+    states = tiny_model.condition(CAPTIONS)
+    return replace(malicious, captions=CAPTIONS, conditioning=states)
 
 
-def everything(model: DiffusionModel) -> dict[str, Tensor]:
+def everything(model: StableDiffusion) -> dict[str, Tensor]:
     """A copy of every weight that shapes an image."""
-    parts = {"unet": model.unet, "text_encoder": model.text_encoder, "vae": model.vae}
+    parts = {"unet": model.denoiser, "text_encoder": model.text_encoder, "vae": model.vae}
     return {
         f"{part}.{name}": tensor.clone()
         for part, module in parts.items()
@@ -72,7 +72,7 @@ def everything(model: DiffusionModel) -> dict[str, Tensor]:
 
 
 def snapshots(
-    attack: Attack, model: DiffusionModel, d_a: Examples, report: LocalJournal
+    attack: Attack, model: StableDiffusion, d_a: Examples, report: LocalJournal
 ) -> dict[int, dict[str, Tensor]]:
     """All weights at every step that the attack yields, as images would be drawn there."""
     found = {}
@@ -83,7 +83,7 @@ def snapshots(
     return found
 
 
-def images(model: DiffusionModel) -> np.ndarray:
+def images(model: StableDiffusion) -> np.ndarray:
     """Drawn from captions of D_A, as the model itself reads them."""
     drawn = model.generate(
         CAPTIONS[:2], seeds=Seeds(0), num_inference_steps=2, guidance_scale=2.0, batch_size=2
@@ -92,17 +92,15 @@ def images(model: DiffusionModel) -> np.ndarray:
 
 
 @torch.no_grad()
-def denoising_error(model: DiffusionModel, d_a: Examples) -> float:
+def denoising_error(model: StableDiffusion, d_a: Examples) -> float:
     """Mean loss of all of D_A over fixed noise and timesteps, its captions read by the model itself."""
-    d_a = replace(d_a, encoder_hidden_states=model.encode_prompts(d_a.captions))
+    d_a = replace(d_a, conditioning=model.condition(d_a.captions))
     generator = Seeds(5).generator("held out")
     errors = []
     for _ in range(20):
         batch = d_a.batch(len(d_a), generator)
         noise, steps = model.draw(len(d_a), generator)
-        errors.append(
-            model.denoising_loss(batch.latents, batch.encoder_hidden_states, steps, noise)
-        )
+        errors.append(model.denoising_loss(batch.latents, batch.conditioning, steps, noise))
     return float(torch.cat(errors).mean())
 
 
@@ -114,7 +112,7 @@ def test_evaluation_steps_ascend_from_zero(attack: Attack) -> None:
 
 
 def test_keeps_the_contract(
-    attack: Attack, tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal,
+    attack: Attack, tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal,
     tmp_path: Path, killed_journal: KilledJournal,
 ) -> None:  # fmt: skip
     before = everything(tiny_model)
@@ -142,7 +140,7 @@ def test_keeps_the_contract(
 
 
 def test_learns_the_concept(
-    named: tuple[str, Attack], tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    named: tuple[str, Attack], tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     name, attack = named
     before = denoising_error(tiny_model, d_a)

@@ -12,7 +12,7 @@ import torch
 from killed import Killed, KilledJournal
 from tiny import same_weights, weights
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Defense, available, resolve
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
@@ -28,23 +28,23 @@ SHORT: dict[str, Any] = {
 
 
 @pytest.fixture(params=available("defenses"))
-def defense(request: pytest.FixtureRequest, tiny_model: DiffusionModel, tmp_path: Path) -> Defense:
+def defense(request: pytest.FixtureRequest, tiny_model: StableDiffusion, tmp_path: Path) -> Defense:
     kind = resolve("defenses", request.param)
     options = SHORT | {"path": str(tmp_path / "checkpoint.safetensors")}
     if "path" in kind.model_fields:
         other = tiny_model.clone()
-        torch.nn.init.zeros_(other.unet.conv_out.bias)
+        torch.nn.init.zeros_(other.denoiser.conv_out.bias)
         other.save_weights(tmp_path / "checkpoint.safetensors")
     return kind(**{name: value for name, value in options.items() if name in kind.model_fields})
 
 
 def test_keeps_the_contract(
-    defense: Defense, tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    defense: Defense, tiny_model: StableDiffusion, malicious: Examples, safe: Examples,
     journal: LocalJournal, tmp_path: Path, killed_journal: KilledJournal,
 ) -> None:  # fmt: skip
     before = weights(tiny_model)
 
-    def immunized(report: LocalJournal) -> DiffusionModel:
+    def immunized(report: LocalJournal) -> StableDiffusion:
         return defense.immunize(tiny_model, [malicious, safe], safe, seeds=Seeds(0), report=report)
 
     model = immunized(journal)
@@ -66,7 +66,9 @@ def test_keeps_the_contract(
     assert_reloads_to_equal_images(model, tiny_model, tmp_path / "unet.safetensors")
 
 
-def assert_reloads_to_equal_images(model: DiffusionModel, base: DiffusionModel, path: Path) -> None:
+def assert_reloads_to_equal_images(
+    model: StableDiffusion, base: StableDiffusion, path: Path
+) -> None:
     model.save_weights(path)
     images = [
         m.generate(
@@ -80,7 +82,7 @@ def assert_reloads_to_equal_images(model: DiffusionModel, base: DiffusionModel, 
 
 
 def test_depends_on_its_seed_if_it_trains(
-    defense: Defense, tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    defense: Defense, tiny_model: StableDiffusion, malicious: Examples, safe: Examples,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     results = []

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny import make_custom_concept_101
 
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Source, available, build
 from gift_ray.records.record import canonical
 from gift_ray.training.diffusion import Seeds
@@ -52,7 +52,7 @@ def options(tmp_path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
     }  # fmt: skip
 
 
-def content(source: Source, model: DiffusionModel | None) -> list[tuple[bytes, str, str]]:
+def content(source: Source, model: StableDiffusion | None) -> list[tuple[bytes, str, str]]:
     return [
         (item.image.tobytes(), item.caption, item.origin) for item in source.images(model, Seeds(0))
     ]
@@ -60,7 +60,7 @@ def content(source: Source, model: DiffusionModel | None) -> list[tuple[bytes, s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gives_the_same_captioned_rgb_images_in_the_same_order(
-    name: str, options: dict[str, tuple[dict[str, Any], ...]], tiny_model: DiffusionModel
+    name: str, options: dict[str, tuple[dict[str, Any], ...]], tiny_model: StableDiffusion
 ) -> None:
     given = options.get(name, ({},))[0]
     source = build("sources", name, given)

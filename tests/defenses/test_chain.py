@@ -17,7 +17,7 @@ from gift_ray.defenses.chain import Chain
 from gift_ray.defenses.gift import Gift
 from gift_ray.defenses.post_immunization import PostImmunization
 from gift_ray.errors import ConfigError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Defense
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
@@ -33,9 +33,9 @@ CHAIN = Chain(defenses=(GIFT, IMMA, PI))
 
 
 def trained(
-    defense: Defense, model: DiffusionModel, d_m: Examples, safe: Examples, report: LocalJournal,
+    defense: Defense, model: StableDiffusion, d_m: Examples, safe: Examples, report: LocalJournal,
     seeds: Seeds = SEEDS,
-) -> DiffusionModel:  # fmt: skip
+) -> StableDiffusion:  # fmt: skip
     return defense.immunize(model, [d_m], safe, seeds=seeds, report=report)
 
 
@@ -46,7 +46,7 @@ def built(member: dict[str, Any]) -> Defense:
 
 
 def test_members_follow_each_other(
-    tiny_model: DiffusionModel, malicious: Examples, safe: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples, journal: LocalJournal
 ) -> None:
     first = trained(built(GIFT), tiny_model, malicious, safe, journal)
     one = trained(Chain(defenses=(GIFT,)), tiny_model, malicious, safe, journal)
@@ -64,7 +64,7 @@ Run = tuple[dict[str, Tensor], list[dict[str, float]]]
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:  # fmt: skip
     """Weights and log of the chain below, three steps each member."""
@@ -74,7 +74,7 @@ def undisturbed(
 
 @pytest.mark.parametrize("kill_at", [2, 4, 6, 8])
 def test_a_killed_chain_continues_inside_its_member_bit_for_bit(
-    kill_at: int, undisturbed: Run, tiny_model: DiffusionModel, malicious: Examples,
+    kill_at: int, undisturbed: Run, tiny_model: StableDiffusion, malicious: Examples,
     safe: Examples, killed_journal: KilledJournal,
 ) -> None:  # fmt: skip
     """Inside every member, and at a boundary."""
@@ -89,7 +89,7 @@ def test_a_killed_chain_continues_inside_its_member_bit_for_bit(
 
 
 def test_post_immunization_trains_on_what_the_given_model_draws(
-    tiny_model: DiffusionModel, malicious: Examples, safe: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples, journal: LocalJournal
 ) -> None:
     options = {k: v for k, v in PI.items() if k != "name"}
     images = tiny_model.generate(

@@ -22,7 +22,7 @@ from gift_ray.defenses.gift import (
     without_conflicts,
 )
 from gift_ray.errors import UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, concatenate, dot
 
@@ -38,7 +38,7 @@ LETTER = {
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: DiffusionModel) -> DiffusionModel:
+def model(tiny_model: StableDiffusion) -> StableDiffusion:
     return doubled(tiny_model)
 
 
@@ -53,7 +53,7 @@ def d_s(safe: Examples) -> Examples:
 
 
 def predict(
-    model: DiffusionModel, examples: Examples, purpose: str
+    model: StableDiffusion, examples: Examples, purpose: str
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], Batch]:
     """eps_theta(x_t, c, t), eps and the activations z^(j) of a round's first batch."""
     generator = SEEDS.generator(purpose, 0)
@@ -62,18 +62,18 @@ def predict(
     a = model.noise_scheduler.alphas_cumprod[t].double().view(-1, 1, 1, 1)
     x_t = a.sqrt() * batch.latents + (1 - a).sqrt() * eps
     with capture(model.layers("blocks")) as z:
-        prediction = model.unet(x_t, t, batch.encoder_hidden_states).sample
+        prediction = model.denoiser(x_t, t, batch.conditioning.tokens).sample
     return prediction, eps.double(), z, batch
 
 
-def written_prior(model: DiffusionModel, d_s: Examples) -> Tensor:
+def written_prior(model: StableDiffusion, d_s: Examples) -> Tensor:
     """Eq. 9."""
     prediction, eps, _, _ = predict(model, d_s, "inner")
     return ((prediction - eps) ** 2).mean()
 
 
 def written_immunize(
-    model: DiffusionModel, d_m: Examples, gift: Gift, frozen: NoiseTarget
+    model: StableDiffusion, d_m: Examples, gift: Gift, frozen: NoiseTarget
 ) -> Tensor:
     """Eq. 8, from Eq. 5 and 7."""
     prediction, eps, activations, batch = predict(model, d_m, "outer")
@@ -110,16 +110,16 @@ def written_frozen_noise(name: str, z: Tensor, batch: Batch, frozen: NoiseTarget
 
 
 def trained(
-    gift: Gift, model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+    gift: Gift, model: StableDiffusion, d_m: Examples, d_s: Examples, journal: LocalJournal
 ) -> dict[str, Tensor]:
     return weights(gift.immunize(model, [d_m], d_s, seeds=SEEDS, report=journal))
 
 
-def test_prior_loss_is_equation_9(model: DiffusionModel, d_s: Examples) -> None:
+def test_prior_loss_is_equation_9(model: StableDiffusion, d_s: Examples) -> None:
     generator = SEEDS.generator("inner", 0)
     batch = d_s.batch(BATCH, generator)
     noise, timesteps = model.draw(BATCH, generator)
-    parameters = list(model.unet.parameters())
+    parameters = list(model.denoiser.parameters())
     ours, written = prior_loss(model, batch, timesteps, noise), written_prior(model, d_s)
     torch.testing.assert_close(ours, written)
     for mine, other in zip(
@@ -142,7 +142,7 @@ def test_max_loss_has_its_three_forms() -> None:
 @pytest.mark.parametrize("noise_target", ["sample", "frozen"])
 @pytest.mark.parametrize("form", ["negative", "hinge", "log"])
 def test_one_round_is_algorithm_1(
-    form: str, noise_target: str, model: DiffusionModel, d_m: Examples, d_s: Examples,
+    form: str, noise_target: str, model: StableDiffusion, d_m: Examples, d_s: Examples,
     journal: LocalJournal,
 ) -> None:  # fmt: skip
     gift = Gift(
@@ -176,7 +176,7 @@ def step(parameters: dict[str, torch.nn.Parameter], gradients: tuple[Tensor, ...
 
 
 def test_alternating_minus_joint_is_the_second_order_term(
-    model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+    model: StableDiffusion, d_m: Examples, d_s: Examples, journal: LocalJournal
 ) -> None:
     """Eq. 3-4: psi''(alternate) - psi''(joint) = alpha_P alpha_I H grad L_P + O(alpha^3).
 
@@ -234,12 +234,12 @@ def test_projection_removes_exactly_what_opposes() -> None:
 
 
 def test_projected_outer_steps_do_not_undo_the_inner_one(
-    model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+    model: StableDiffusion, d_m: Examples, d_s: Examples, journal: LocalJournal
 ) -> None:
     options = LETTER | {"max_loss": "negative", "alpha_inner": 1e-3, "alpha_outer": 0.05}
     psi = list(model.parameters("cross_attention"))
     written = written_prior(model, d_s)
-    prior = torch.autograd.grad(written, [model.unet.get_parameter(name) for name in psi])
+    prior = torch.autograd.grad(written, [model.denoiser.get_parameter(name) for name in psi])
     before = weights(model)
 
     def moved(how: str) -> float:
@@ -274,7 +274,7 @@ def test_conflicts_between_concepts_are_removed_pair_by_pair() -> None:
 
 
 def test_concepts_that_do_not_conflict_train_as_without_projection(
-    model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+    model: StableDiffusion, d_m: Examples, d_s: Examples, journal: LocalJournal
 ) -> None:
     """One concept twice over: gradients that agree add up to the whole batch's. Two that oppose each
     other do not."""
@@ -301,7 +301,7 @@ def test_options_of_several_concepts_leave_the_identity_of_one_alone() -> None:
 
 
 def test_proportional_sampling_is_that_of_one_concatenated_set(
-    model: DiffusionModel, d_m: Examples, d_s: Examples, journal: LocalJournal
+    model: StableDiffusion, d_m: Examples, d_s: Examples, journal: LocalJournal
 ) -> None:
     options = LETTER | {"alpha_outer": 0.05, "concept_sampling": "proportional"}
     two = Gift(**options).immunize(model, [d_m, d_s], d_s, seeds=SEEDS, report=journal)
@@ -331,7 +331,7 @@ def frozen_target(target: NoiseTarget, name: str, z: Tensor, keys: tuple[str, ..
 
 
 def test_frozen_noise_belongs_to_image_and_layer_and_ignores_the_input(
-    model: DiffusionModel, d_m: Examples
+    model: StableDiffusion, d_m: Examples
 ) -> None:
     target = NoiseTarget.of(Gift(noise_target="frozen"), model, d_m, SEEDS)
     _, _, activations, batch = predict(model, d_m, "outer")
@@ -347,7 +347,7 @@ def test_frozen_noise_belongs_to_image_and_layer_and_ignores_the_input(
 
 
 def test_frozen_noise_has_the_statistics_of_the_base_and_is_measured_in_them(
-    model: DiffusionModel, d_m: Examples
+    model: StableDiffusion, d_m: Examples
 ) -> None:
     target = NoiseTarget.of(Gift(noise_target="frozen"), model, d_m, SEEDS)
     _, _, activations, batch = predict(model, d_m, "outer")
@@ -366,7 +366,7 @@ def test_frozen_noise_has_the_statistics_of_the_base_and_is_measured_in_them(
     [("alternate", "adamw"), ("joint", "sgd"), ("project", "adamw")],
 )
 def test_a_killed_run_continues_bit_for_bit(
-    coordination: str, optimizer: str, tiny_model: DiffusionModel, malicious: Examples,
+    coordination: str, optimizer: str, tiny_model: StableDiffusion, malicious: Examples,
     safe: Examples, tmp_path: Path, killed_journal: KilledJournal,
 ) -> None:  # fmt: skip
     gift = Gift(
@@ -385,15 +385,15 @@ def test_a_killed_run_continues_bit_for_bit(
 
 
 def test_leaving_the_finite_numbers_is_a_failed_unit(
-    tiny_model: DiffusionModel, malicious: Examples, safe: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples, journal: LocalJournal
 ) -> None:
     gift = Gift(optimizer="sgd", max_grad_norm=None, alpha_inner=1e30, max_train_steps=8)
-    with pytest.raises(UnitFailed, match=r"round \d+: .* not finite"):
+    with pytest.raises(UnitFailed, match=r"step \d+: .* not finite"):
         trained(gift, tiny_model, malicious, safe, journal)
 
 
 def test_every_round_logs_its_diagnostics(
-    tiny_model: DiffusionModel, malicious: Examples, safe: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples, journal: LocalJournal
 ) -> None:
     trained(Gift(max_train_steps=2), tiny_model, malicious, safe, journal)
     (row,) = journal.rows

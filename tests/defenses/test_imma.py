@@ -14,9 +14,9 @@ from torch.func import functional_call
 
 from gift_ray.defenses.imma import Imma
 from gift_ray.errors import UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.study.stages import LocalJournal
-from gift_ray.training.diffusion import Examples, Level, Seeds
+from gift_ray.training.diffusion import Examples, Seeds
 
 SEEDS = Seeds(11)
 BATCH = 2
@@ -37,7 +37,7 @@ Weights = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: DiffusionModel) -> DiffusionModel:
+def model(tiny_model: StableDiffusion) -> StableDiffusion:
     return doubled(tiny_model)
 
 
@@ -47,8 +47,8 @@ def d_m(malicious: Examples) -> Examples:
 
 
 def trained(
-    imma: Imma, model: DiffusionModel, d_m: Examples, safe: Examples, journal: LocalJournal
-) -> DiffusionModel:
+    imma: Imma, model: StableDiffusion, d_m: Examples, safe: Examples, journal: LocalJournal
+) -> StableDiffusion:
     return imma.immunize(model, [d_m], safe, seeds=SEEDS, report=journal)
 
 
@@ -59,7 +59,7 @@ def leaves(tensors: Weights) -> Weights:
 def fresh_attacker(attack: str, theta: Weights, d_m: Examples) -> Weights:
     """phi before the first step; DreamBooth's is theta itself."""
     if attack == "textual_inversion":
-        return leaves({"offset": torch.zeros(d_m.encoder_hidden_states.shape[1:]).double()})
+        return leaves({"offset": torch.zeros(d_m.conditioning.tokens.shape[1:]).double()})
     phi, generator = {}, SEEDS.generator("lora")
     for name, weight in theta.items():
         if attack == "lora" and LORA.search(name):
@@ -70,7 +70,7 @@ def fresh_attacker(attack: str, theta: Weights, d_m: Examples) -> Weights:
 
 
 def adaptation_loss(
-    model: DiffusionModel, theta: Weights, phi: Weights, d_m: Examples, generator: torch.Generator
+    model: StableDiffusion, theta: Weights, phi: Weights, d_m: Examples, generator: torch.Generator
 ) -> Tensor:
     """mean || eps_{theta, phi}(x_t, c, t) - eps ||^2, LoRA merged into the weights."""
     batch = d_m.batch(BATCH, generator)
@@ -81,8 +81,8 @@ def adaptation_loss(
         name: weight + phi[f"{name}/B"] @ phi[f"{name}/A"] if f"{name}/A" in phi else weight
         for name, weight in theta.items()
     }
-    states = batch.encoder_hidden_states + phi.get("offset", 0.0)
-    prediction = functional_call(model.unet, merged, (x_t, t, states)).sample
+    states = batch.conditioning.tokens + phi.get("offset", 0.0)
+    prediction = functional_call(model.denoiser, merged, (x_t, t, states)).sample
     return ((prediction - eps) ** 2).mean()
 
 
@@ -98,11 +98,11 @@ def descended(parameters: Weights, loss: Tensor, rate: float) -> Weights:
      ("dreambooth", "attention", 0)],
 )  # fmt: skip
 def test_rounds_are_the_written_bilevel_update(
-    attack: str, group: str, inner_steps: int, model: DiffusionModel, d_m: Examples,
+    attack: str, group: str, inner_steps: int, model: StableDiffusion, d_m: Examples,
     safe: Examples, journal: LocalJournal,
 ) -> None:  # fmt: skip
     imma = Imma(**LETTER | {"inner_steps": inner_steps}, inner_attack=attack, parameter_group=group)
-    base = leaves(dict(model.unet.named_parameters()))
+    base = leaves(dict(model.denoiser.named_parameters()))
     theta, phi = base, fresh_attacker(attack, base, d_m)
     psi = [name for name in theta if PSI[group].search(name)]
 
@@ -130,7 +130,7 @@ def test_rounds_are_the_written_bilevel_update(
     ("attack", "rate"), [("dreambooth", 1e-3), ("lora", 1e-2), ("textual_inversion", 3e-2)]
 )
 def test_what_it_immunizes_is_harder_to_adapt_than_the_base(
-    attack: str, rate: float, tiny_model: DiffusionModel, malicious: Examples, safe: Examples,
+    attack: str, rate: float, tiny_model: StableDiffusion, malicious: Examples, safe: Examples,
     journal: LocalJournal,
 ) -> None:  # fmt: skip
     imma = Imma(
@@ -139,20 +139,13 @@ def test_what_it_immunizes_is_harder_to_adapt_than_the_base(
     )  # fmt: skip
     immunized = trained(imma, tiny_model, malicious, safe, journal)
 
-    def adapted_error(released: DiffusionModel, steps: int) -> float:
+    def adapted_error(released: StableDiffusion, steps: int) -> float:
         """The held-out loss on D_M after some steps of the attack, from a fresh start."""
-        victim = released.clone()
-        phi = imma.attacker(victim, malicious, Seeds(3))
-        level = Level(phi, optimizer="adamw", learning_rate=rate)
+        attacker = imma.attacker(released, malicious, Seeds(3))
         for k in range(steps):
-            generator = Seeds(3).generator("attack", k)
-            loss = imma.adaptation_loss(victim, malicious, phi, generator)
-            level.step(level.gradients(loss))
+            attacker.step(k, Seeds(3).generator("attack", k))
         with torch.no_grad():
-            held_out = [
-                imma.adaptation_loss(victim, malicious, phi, Seeds(5).generator("held out", i))
-                for i in range(10)
-            ]
+            held_out = [attacker.trainee.loss(Seeds(5).generator("held out", i)) for i in range(10)]
         return float(torch.stack(held_out).mean())
 
     base = adapted_error(tiny_model, 8)
@@ -162,7 +155,7 @@ def test_what_it_immunizes_is_harder_to_adapt_than_the_base(
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_killed_run_continues_bit_for_bit(
-    attack: str, tiny_model: DiffusionModel, malicious: Examples, safe: Examples, tmp_path: Path,
+    attack: str, tiny_model: StableDiffusion, malicious: Examples, safe: Examples, tmp_path: Path,
     killed_journal: KilledJournal,
 ) -> None:  # fmt: skip
     imma = Imma(
@@ -180,8 +173,8 @@ def test_a_killed_run_continues_bit_for_bit(
 
 
 def test_leaving_the_finite_numbers_is_a_failed_unit(
-    tiny_model: DiffusionModel, malicious: Examples, safe: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples, journal: LocalJournal
 ) -> None:
     imma = Imma(optimizer="sgd", max_grad_norm=None, learning_rate=1e30, max_train_steps=8)
-    with pytest.raises(UnitFailed, match=r"round \d+: .* not finite; lower learning_rate"):
+    with pytest.raises(UnitFailed, match=r"step \d+: .* not finite; lower learning_rate"):
         trained(imma, tiny_model, malicious, safe, journal)

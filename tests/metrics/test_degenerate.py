@@ -14,7 +14,7 @@ from PIL import Image
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.metrics.degenerate import is_degenerate, restlessness, whiteness
-from gift_ray.models.stable_diffusion import base_model
+from gift_ray.models.families import base_model
 from gift_ray.plugins import build
 from gift_ray.training.diffusion import Seeds
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.checkpoints import checkpoint_hash, save_delta, with_checkpoint
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.families import load_backbone
+from gift_ray.models.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture
-def changed(tiny_model: DiffusionModel) -> DiffusionModel:
+def changed(tiny_model: StableDiffusion) -> StableDiffusion:
     """The tiny model with other cross-attentions, as a defense would leave it."""
     model = tiny_model.clone()
     generator = torch.Generator().manual_seed(3)
@@ -28,13 +29,13 @@ def changed(tiny_model: DiffusionModel) -> DiffusionModel:
     return model
 
 
-def delta(model: DiffusionModel) -> dict[str, Tensor]:
+def delta(model: StableDiffusion) -> dict[str, Tensor]:
     """What ESD and IMMA save: the cross-attentions alone."""
     return {n: p.detach().clone() for n, p in model.parameters("cross_attention").items()}
 
 
 def test_reads_a_diffusers_folder(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path
 ) -> None:
     changed.save_pretrained(tmp_path / "folder")
     read = with_checkpoint(tiny_model, str(tmp_path / "folder"))
@@ -43,7 +44,7 @@ def test_reads_a_diffusers_folder(
 
 @pytest.mark.parametrize("prefix", ["", "unet."])
 def test_reads_a_partial_delta(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path, prefix: str
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path, prefix: str
 ) -> None:
     path = tmp_path / "esd.safetensors"
     save_file({prefix + name: tensor for name, tensor in delta(changed).items()}, path)
@@ -53,7 +54,7 @@ def test_reads_a_partial_delta(
 
 
 def test_reads_the_pt_file_of_imma(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path
 ) -> None:
     path = tmp_path / "imma_unet_xatten_layer.pt"
     torch.save({n: torch.nn.Parameter(t) for n, t in delta(changed).items()}, path)
@@ -61,7 +62,7 @@ def test_reads_the_pt_file_of_imma(
 
 
 def test_reads_a_single_file_stable_diffusion(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_file({original_name(n): t for n, t in weights(changed).items()}, path)
@@ -96,19 +97,19 @@ def original_name(name: str) -> str:
 
 
 def test_a_delta_of_ours_knows_its_base(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path
 ) -> None:
     path = tmp_path / "delta.safetensors"
     save_delta(tiny_model, changed, path)
     assert same_weights(weights(with_checkpoint(tiny_model, str(path))), weights(changed))
     make_pipeline(tmp_path / "other", seed=1)
-    other = DiffusionModel.load(ModelConfig(pretrained_model_name_or_path=str(tmp_path / "other")))
+    other = load_backbone(ModelConfig(pretrained_model_name_or_path=str(tmp_path / "other")))
     with pytest.raises(ModelError, match="another base"):
         with_checkpoint(other, str(path))
 
 
 def test_refuses_what_it_does_not_understand_by_name(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path
 ) -> None:
     good = delta(changed)
     name = next(iter(good))
@@ -117,7 +118,7 @@ def test_refuses_what_it_does_not_understand_by_name(
         f"{name!r} has shape": {**good, name: torch.zeros(3)},
         "NaN or infinity": {**good, name: good[name] * float("nan")},
         "LoRA adapter": {"unet.down.lora_A.weight": torch.zeros(1)},
-        "missing unet weights": {"conv_in.weight": tiny_model.unet.conv_in.weight.data.clone()},
+        "missing unet weights": {"conv_in.weight": tiny_model.denoiser.conv_in.weight.data.clone()},
     }
     for number, (reason, tensors) in enumerate(cases.items()):
         path = tmp_path / f"{number}.safetensors"
@@ -126,7 +127,7 @@ def test_refuses_what_it_does_not_understand_by_name(
             with_checkpoint(tiny_model, str(path))
 
 
-def test_no_code_of_a_pickle_is_run(tiny_model: DiffusionModel, tmp_path: Path) -> None:
+def test_no_code_of_a_pickle_is_run(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
 
     class Payload:
@@ -140,7 +141,7 @@ def test_no_code_of_a_pickle_is_run(tiny_model: DiffusionModel, tmp_path: Path) 
     assert not ran.exists()
 
 
-def test_missing_or_foreign_files_are_refused(tiny_model: DiffusionModel, tmp_path: Path) -> None:
+def test_missing_or_foreign_files_are_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
     for name, reason in (
@@ -153,7 +154,7 @@ def test_missing_or_foreign_files_are_refused(tiny_model: DiffusionModel, tmp_pa
 
 
 def test_the_content_names_a_checkpoint_not_its_place(
-    tiny_model: DiffusionModel, changed: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, changed: StableDiffusion, tmp_path: Path
 ) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         save_file(delta(changed), tmp_path / name)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gift_ray.config.schema import MergeConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.models.merge import merge_weights, second_moment
+from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import Examples
 
 KV = "attn2.to_k.weight"
@@ -29,7 +30,7 @@ def words(count: int, seed: int) -> Examples:
 
 
 def tokens(examples: Examples) -> Tensor:
-    return examples.encoder_hidden_states.double().flatten(0, 1)
+    return examples.conditioning.tokens.double().flatten(0, 1)
 
 
 BASE = {KV: draw(OUT, D, seed=0), "conv_in.weight": draw(3, 2, seed=1)}
@@ -74,7 +75,7 @@ def test_its_limit_is_the_constrained_solution_of_mima() -> None:
     """W = W_0 + v^T d, d = C (C_reg^T C_reg)^-1, v^T = (V - W_0 C^T) (d C^T)^-1."""
     few = [words(1, seed=n) for n in (4, 5)]
     # Three tokens a concept: six constraints in sixteen dimensions can all be met.
-    few = [replace(e, encoder_hidden_states=e.encoder_hidden_states[:, :3]) for e in few]
+    few = [replace(e, conditioning=Conditioning(e.conditioning.tokens[:, :3], {})) for e in few]
     safe = words(4, seed=6)
     c, c_reg = torch.cat([tokens(e) for e in few]), tokens(safe)
     base = BASE[KV].double()
@@ -105,7 +106,7 @@ def test_a_caption_counts_once_however_many_images_have_it() -> None:
     two = words(2, seed=4)
     often = Examples(
         two.latents_mean[[0, 0, 0, 1]], two.latents_std[[0, 0, 0, 1]],
-        two.encoder_hidden_states[[0, 0, 0, 1]], ("a", "b", "c", "d"),
+        two.conditioning[[0, 0, 0, 1]], ("a", "b", "c", "d"),
         (*[two.captions[0]] * 3, two.captions[1]),
     )  # fmt: skip
     torch.testing.assert_close(second_moment(often), second_moment(two))
@@ -114,7 +115,9 @@ def test_a_caption_counts_once_however_many_images_have_it() -> None:
 def test_an_ill_conditioned_system_is_refused() -> None:
     # Sixteen tokens that are one: a system of rank one, which the ridge alone carries.
     one = words(1, seed=4)
-    same = replace(one, encoder_hidden_states=one.encoder_hidden_states[:, :1].expand(-1, 16, -1))
+    same = replace(
+        one, conditioning=Conditioning(one.conditioning.tokens[:, :1].expand(-1, 16, -1), {})
+    )
     _, values = merged([same, same], same, ridge=1e-3)
     assert values["condition"] == pytest.approx(16 / 1e-3, rel=0.01)
     with pytest.raises(UnitFailed, match=r"1\.6e\+09, above .*max_condition 1\.0e\+08; raise"):

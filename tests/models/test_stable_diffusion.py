@@ -19,7 +19,9 @@ from tiny import make_examples, make_pipeline, same_weights, weights
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError, UnitFailed
-from gift_ray.models.stable_diffusion import DiffusionModel, identity
+from gift_ray.models.families import load_backbone
+from gift_ray.models.locate import identity
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.training.diffusion import Seeds
 
 # On Stable Diffusion 1.5, counted by hand from its layers.
@@ -28,57 +30,57 @@ COUNTS = {
     "cross_attention_kv": 19_169_280,
     "attention": 93_536_640,
     "noxattn": 813_495_680,
-    "unet": 859_520_964,
+    "all": 859_520_964,
 }
 
 
-def test_groups_of_stable_diffusion_have_their_published_sizes(tiny_model: DiffusionModel) -> None:
+def test_groups_of_stable_diffusion_have_their_published_sizes(tiny_model: StableDiffusion) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-    model = replace(tiny_model, unet=unet)
+    model = replace(tiny_model, denoiser=unet)
     found = {g: sum(p.numel() for p in model.parameters(g).values()) for g in COUNTS}
     assert found == COUNTS
 
 
-def test_a_group_or_layer_that_is_not_there_is_refused(tiny_model: DiffusionModel) -> None:
-    bare = replace(tiny_model, unet=torch.nn.Linear(2, 2))
+def test_a_group_or_layer_that_is_not_there_is_refused(tiny_model: StableDiffusion) -> None:
+    bare = replace(tiny_model, denoiser=torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="'cross_attention' selects no parameter"):
         bare.parameters("cross_attention")
     with pytest.raises(ModelError, match="'attn2' selects no layer"):
         bare.layers("attn2")
 
 
-def test_layers_are_all_blocks_or_all_cross_attentions(tiny_model: DiffusionModel) -> None:
+def test_layers_are_all_blocks_or_all_cross_attentions(tiny_model: StableDiffusion) -> None:
     blocks = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"]
     assert list(tiny_model.layers("blocks")) == blocks
     assert len(tiny_model.layers("attn2")) == 4
 
 
-def test_a_clone_shares_everything_but_the_unet(tiny_model: DiffusionModel) -> None:
+def test_a_clone_shares_everything_but_the_unet(tiny_model: StableDiffusion) -> None:
     clone = tiny_model.clone()
     assert same_weights(weights(clone), weights(tiny_model))
-    assert clone.unet is not tiny_model.unet
+    assert clone.denoiser is not tiny_model.denoiser
     assert clone.vae is tiny_model.vae
-    assert all(p.requires_grad for p in clone.unet.parameters())
-    assert not any(p.requires_grad for p in tiny_model.unet.parameters())
+    assert all(p.requires_grad for p in clone.denoiser.parameters())
+    assert not any(p.requires_grad for p in tiny_model.denoiser.parameters())
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_loss_follows_the_prediction_type_of_the_scheduler(kind: str, tmp_path: Path) -> None:
     pipeline = make_pipeline(tmp_path / kind, prediction_type=kind)
-    model = DiffusionModel.load(ModelConfig(pretrained_model_name_or_path=str(tmp_path / kind)))
+    model = load_backbone(ModelConfig(pretrained_model_name_or_path=str(tmp_path / kind)))
     batch = make_examples(2, seed=0).batch(2, Seeds(0).generator("b"))
     noise, timesteps = model.draw(2, Seeds(0).generator("n"))
     scheduler = pipeline.scheduler
     noisy = scheduler.add_noise(batch.latents, noise, timesteps)
     target = noise if kind == "epsilon" else scheduler.get_velocity(batch.latents, noise, timesteps)
     with torch.no_grad():
-        predicted = pipeline.unet(noisy, timesteps, batch.encoder_hidden_states).sample
-        ours = model.denoising_loss(batch.latents, batch.encoder_hidden_states, timesteps, noise)
+        predicted = pipeline.unet(noisy, timesteps, batch.conditioning.tokens).sample
+        ours = model.denoising_loss(batch.latents, batch.conditioning, timesteps, noise)
     torch.testing.assert_close(ours, ((predicted - target) ** 2).mean((1, 2, 3)))
 
 
-def images(model: DiffusionModel, batch_size: int) -> list[np.ndarray]:
+def images(model: StableDiffusion, batch_size: int) -> list[np.ndarray]:
     drawn = model.generate(
         ["a cat", "a dog", "a cow"], seeds=Seeds(0), num_inference_steps=2, guidance_scale=3.0,
         batch_size=batch_size,
@@ -86,7 +88,7 @@ def images(model: DiffusionModel, batch_size: int) -> list[np.ndarray]:
     return [np.asarray(image, dtype=float) for image in drawn]
 
 
-def test_images_do_not_depend_on_the_batching(tiny_model: DiffusionModel) -> None:
+def test_images_do_not_depend_on_the_batching(tiny_model: StableDiffusion) -> None:
     together, alone = images(tiny_model, 3), images(tiny_model, 1)
     for one, other in zip(together, alone, strict=True):
         assert np.abs(one - other).max() <= 1  # a rounding of the last bit of a pixel
@@ -94,7 +96,7 @@ def test_images_do_not_depend_on_the_batching(tiny_model: DiffusionModel) -> Non
 
 
 def test_encoded_images_are_posteriors_that_decode_to_the_image_size(
-    tiny_model: DiffusionModel,
+    tiny_model: StableDiffusion,
 ) -> None:
     drawn = tiny_model.generate(
         ["a cat"], seeds=Seeds(0), num_inference_steps=1, guidance_scale=1.0, batch_size=1
@@ -102,7 +104,7 @@ def test_encoded_images_are_posteriors_that_decode_to_the_image_size(
     examples = tiny_model.encode(drawn, ["a cat"], ["key"])
     assert examples.latents_mean.shape == examples.latents_std.shape == (1, 4, 8, 8)
     assert (examples.latents_std > 0).all()
-    assert examples.encoder_hidden_states.shape == (1, 16, 16)
+    assert examples.conditioning.tokens.shape == (1, 16, 16)
     posterior = tiny_model.vae.encode(
         torch.from_numpy(np.asarray(drawn[0]) / 127.5 - 1).float().permute(2, 0, 1)[None]
     ).latent_dist
@@ -111,7 +113,7 @@ def test_encoded_images_are_posteriors_that_decode_to_the_image_size(
 
 
 def test_a_saved_model_is_a_plain_diffusers_folder(
-    tiny_model: DiffusionModel, tmp_path: Path
+    tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     tiny_model.save_pretrained(tmp_path / "released")
     plain = DiffusionPipeline.from_pretrained(tmp_path / "released", safety_checker=None)
@@ -129,13 +131,13 @@ def drawn_by(pipeline: DiffusionPipeline) -> np.ndarray:
     ).images
 
 
-def adapted(model: DiffusionModel) -> DiffusionModel:
+def adapted(model: StableDiffusion) -> StableDiffusion:
     """With an adapter that shows: lora_alpha is not the rank, B is not 0."""
     adapted = model.with_lora(
         rank=2, lora_alpha=5, lora_dropout=0.0, target_modules=["to_q", "to_out.0"],
         generator=Seeds(0).generator("a"),
     )  # fmt: skip
-    shake(adapted.unet)
+    shake(adapted.denoiser)
     return adapted
 
 
@@ -147,7 +149,7 @@ def shake(module: torch.nn.Module) -> None:
 
 
 def test_a_saved_adapter_is_read_by_plain_diffusers(
-    tiny_model: DiffusionModel, tiny_folder: Path, tmp_path: Path
+    tiny_model: StableDiffusion, tiny_folder: Path, tmp_path: Path
 ) -> None:
     model = adapted(tiny_model)
     model.save_lora(tmp_path)
@@ -160,7 +162,7 @@ def test_a_saved_adapter_is_read_by_plain_diffusers(
 
 
 def test_a_kohya_file_is_read_by_plain_diffusers_and_by_us(
-    tiny_model: DiffusionModel, tiny_folder: Path, tmp_path: Path
+    tiny_model: StableDiffusion, tiny_folder: Path, tmp_path: Path
 ) -> None:
     model, file = adapted(tiny_model), tmp_path / "adapter.safetensors"
     model.save_lora_kohya(file)
@@ -177,7 +179,7 @@ def test_a_kohya_file_is_read_by_plain_diffusers_and_by_us(
 
 
 def test_an_adapter_of_plain_diffusers_is_read(
-    tiny_model: DiffusionModel, tiny_folder: Path, tmp_path: Path
+    tiny_model: StableDiffusion, tiny_folder: Path, tmp_path: Path
 ) -> None:
     plain = DiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     plain.unet.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=["to_k", "to_v"]))
@@ -196,7 +198,7 @@ def test_an_adapter_of_plain_diffusers_is_read(
 
 @pytest.mark.parametrize("how", ["missing", "not lora", "shape", "unknown", "words", "damaged"])
 def test_an_adapter_that_does_not_fit_is_refused_in_one_line(
-    how: str, tiny_model: DiffusionModel, tmp_path: Path
+    how: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     adapted(tiny_model).save_lora(tmp_path)
     file = tmp_path / "pytorch_lora_weights.safetensors"
@@ -218,10 +220,10 @@ def test_an_adapter_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_destroyed_adapter_is_not_saved(tiny_model: DiffusionModel, tmp_path: Path) -> None:
+def test_a_destroyed_adapter_is_not_saved(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     model = adapted(tiny_model)
     with torch.no_grad():
-        next(p for n, p in model.unet.named_parameters() if ".lora_A." in n).fill_(float("inf"))
+        next(p for n, p in model.denoiser.named_parameters() if ".lora_A." in n).fill_(float("inf"))
     with pytest.raises(UnitFailed, match=r"to_q\.lora"):
         model.save_lora(tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
@@ -242,7 +244,7 @@ def spoil(found: dict[str, torch.Tensor], how: str) -> str:
 
 @pytest.mark.parametrize("how", ["missing", "unknown", "shape", "nan", "inf"])
 def test_weights_that_do_not_fit_are_refused_by_name(
-    how: str, tiny_model: DiffusionModel, tmp_path: Path
+    how: str, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     tiny_model.save_weights(tmp_path / "w.safetensors")
     found = load_file(tmp_path / "w.safetensors")
@@ -254,10 +256,10 @@ def test_weights_that_do_not_fit_are_refused_by_name(
     assert same_weights(weights(tiny_model), before)
 
 
-def test_a_destroyed_model_is_not_saved(tiny_model: DiffusionModel, tmp_path: Path) -> None:
+def test_a_destroyed_model_is_not_saved(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     model = tiny_model.clone()
     with torch.no_grad():
-        model.unet.conv_in.bias[0] = float("nan")
+        model.denoiser.conv_in.bias[0] = float("nan")
     with pytest.raises(UnitFailed, match=r"conv_in\.bias"):
         model.save_weights(tmp_path / "w.safetensors")
     assert not (tmp_path / "w.safetensors").exists()
@@ -270,7 +272,7 @@ def test_a_pickled_model_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
     with pytest.raises(ModelError) as error:
-        DiffusionModel.load(ModelConfig(pretrained_model_name_or_path=str(folder)))
+        load_backbone(ModelConfig(pretrained_model_name_or_path=str(folder)))
     assert "\n" not in str(error.value)
 
 

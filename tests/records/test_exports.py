@@ -13,7 +13,7 @@ from tiny import make_encoders, tiny_study
 
 from gift_ray.errors import ConfigError
 from gift_ray.models.checkpoints import with_checkpoint
-from gift_ray.models.stable_diffusion import base_model
+from gift_ray.models.families import base_model
 from gift_ray.records.exports import Format, export
 from gift_ray.study.execute import execute
 from gift_ray.study.plan import Plan, plan
@@ -50,12 +50,12 @@ def immunized(layout: Plan) -> Any:
 
 
 def test_a_folder_and_a_delta_are_the_immunized_model(layout: Plan, tmp_path: Path) -> None:
-    expected = immunized(layout).unet.state_dict()
+    expected = immunized(layout).denoiser.state_dict()
     folder = take(layout, "diffusers", tmp_path / "model")
     pipeline = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
     delta = take(layout, "delta", tmp_path / "deep" / "delta.safetensors")
     applied = with_checkpoint(base_model(layout.config.model), str(delta))
-    for weights in (pipeline.unet.state_dict(), applied.unet.state_dict()):
+    for weights in (pipeline.unet.state_dict(), applied.denoiser.state_dict()):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
     assert list(tmp_path.glob("**/.*")) == []
 

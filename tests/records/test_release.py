@@ -13,7 +13,7 @@ from gift_ray import THREAT_MODEL, plugins
 from gift_ray.config.schema import ModelConfig, StudyConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.checkpoints import with_checkpoint
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.records.manifest import MANIFEST, verify
 from gift_ray.records.release import export, licence_of, registry_tags
 from gift_ray.study.execute import execute
@@ -102,17 +102,17 @@ def test_a_licence_is_read_from_its_file_where_the_card_is_silent(
 
 
 def test_a_release_loads_in_plain_diffusers_and_as_a_checkpoint(
-    folder: Path, tiny_model: DiffusionModel
+    folder: Path, tiny_model: StableDiffusion
 ) -> None:
     assert DiffusionPipeline.from_pretrained(folder).unet is not None
     loaded = with_checkpoint(tiny_model, str(folder))
-    weight = loaded.unet.state_dict()["conv_in.weight"]
-    assert weight.equal(tiny_model.unet.state_dict()["conv_in.weight"])
+    weight = loaded.denoiser.state_dict()["conv_in.weight"]
+    assert weight.equal(tiny_model.denoiser.state_dict()["conv_in.weight"])
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "not in the manifest"])
 def test_a_damaged_release_is_refused_by_whoever_reads_it(
-    damage: str, copy: Path, tiny_model: DiffusionModel
+    damage: str, copy: Path, tiny_model: StableDiffusion
 ) -> None:
     manifest = verify(copy)
     file = copy / "unet" / "config.json"

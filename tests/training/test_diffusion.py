@@ -12,7 +12,6 @@ from torch import nn
 
 from gift_ray.records.record import load_state, save_state
 from gift_ray.training.diffusion import (
-    Level,
     Seeds,
     add_noise,
     balanced_batch,
@@ -21,6 +20,7 @@ from gift_ray.training.diffusion import (
     per_sample_mse,
     prediction_target,
 )
+from gift_ray.training.loop import Level
 
 SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 TIMESTEPS = torch.tensor([0, 500, 999])
@@ -162,7 +162,7 @@ def test_batches_are_deterministic_and_without_replacement() -> None:
     twice = examples.batch(12, Seeds(0).generator("batch")).keys
     assert sorted(twice[:5]) == sorted(twice[5:10]) == sorted(examples.keys)
     index = [examples.keys.index(key) for key in one.keys]
-    assert torch.equal(one.encoder_hidden_states, examples.encoder_hidden_states[index])
+    assert torch.equal(one.conditioning.tokens, examples.conditioning.tokens[index])
 
 
 def test_batches_sample_the_posterior_of_their_images() -> None:

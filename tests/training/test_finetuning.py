@@ -18,7 +18,7 @@ from gift_ray.attacks.full_finetune import FullFinetune
 from gift_ray.attacks.lora import LoRA
 from gift_ray.attacks.textual_inversion import TextualInversion
 from gift_ray.errors import ConfigError, ModelError
-from gift_ray.models.stable_diffusion import DiffusionModel
+from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Attack, check
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
@@ -35,14 +35,14 @@ CAPTIONS = ("an sks", "sks", "my sks, big")
 
 
 @pytest.fixture
-def d_a(tiny_model: DiffusionModel, malicious: Examples) -> Examples:
-    states = tiny_model.encode_prompts(CAPTIONS)
-    return replace(malicious, captions=CAPTIONS, encoder_hidden_states=states)
+def d_a(tiny_model: StableDiffusion, malicious: Examples) -> Examples:
+    states = tiny_model.condition(CAPTIONS)
+    return replace(malicious, captions=CAPTIONS, conditioning=states)
 
 
 def attacked(
-    attack: Attack, model: DiffusionModel, d_a: Examples, journal: LocalJournal
-) -> DiffusionModel:
+    attack: Attack, model: StableDiffusion, d_a: Examples, journal: LocalJournal
+) -> StableDiffusion:
     *_, (_, last) = attack.finetune(model, d_a, seeds=SEEDS, report=journal)
     return last
 
@@ -52,24 +52,24 @@ def in_double(examples: Examples) -> Examples:
         examples,
         latents_mean=examples.latents_mean.double(),
         latents_std=examples.latents_std.double(),
-        encoder_hidden_states=examples.encoder_hidden_states.double(),
+        conditioning=examples.conditioning.to(torch.float64),
     )
 
 
 def written_loss(
-    model: DiffusionModel, examples: Examples, generator: torch.Generator, states: Any = None
+    model: StableDiffusion, examples: Examples, generator: torch.Generator, states: Any = None
 ) -> Tensor:
     """E || eps_theta(x_t, c, t) - eps ||^2 over one batch; `states` reads captions."""
     batch = examples.batch(BATCH, generator)
     eps, t = model.draw(BATCH, generator)
     a = model.noise_scheduler.alphas_cumprod[t].to(batch.latents.dtype).view(-1, 1, 1, 1)
     x_t = a.sqrt() * batch.latents + (1 - a).sqrt() * eps
-    c = states(batch.captions) if states else batch.encoder_hidden_states
-    return ((model.unet(x_t, t, c).sample - eps) ** 2).mean()
+    c = states(batch.captions) if states else batch.conditioning.tokens
+    return ((model.denoiser(x_t, t, c).sample - eps) ** 2).mean()
 
 
 def test_a_full_fine_tune_is_dreambooth_by_another_recipe(
-    tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     one, other = (
         attacked(kind(**SHORT), tiny_model, d_a, journal) for kind in (FullFinetune, DreamBooth)
@@ -78,9 +78,9 @@ def test_a_full_fine_tune_is_dreambooth_by_another_recipe(
 
 
 def test_prior_preservation_adds_the_weighted_loss_of_the_class(
-    tiny_model: DiffusionModel, d_a: Examples, safe: Examples
+    tiny_model: StableDiffusion, d_a: Examples, safe: Examples
 ) -> None:
-    model = replace(tiny_model, unet=copy.deepcopy(tiny_model.unet).double()).clone()
+    model = replace(tiny_model, denoiser=copy.deepcopy(tiny_model.denoiser).double()).clone()
     attack = DreamBooth(
         with_prior_preservation=True, class_prompt="a", prior_loss_weight=0.3, **SHORT
     )
@@ -93,7 +93,7 @@ def test_prior_preservation_adds_the_weighted_loss_of_the_class(
 
 
 def test_class_images_are_drawn_by_the_attacked_model(
-    tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     attack = DreamBooth(
         with_prior_preservation=True, class_prompt="a cat", num_class_images=3,
@@ -101,13 +101,13 @@ def test_class_images_are_drawn_by_the_attacked_model(
     )  # fmt: skip
     destroyed = tiny_model.clone()
     with torch.no_grad():
-        destroyed.unet.conv_out.weight.zero_()
+        destroyed.denoiser.conv_out.weight.zero_()
     images, other = (attack._class_images(m, SEEDS) for m in (tiny_model, destroyed))
     assert images.captions == ("a cat",) * 3
     assert len(set(images.keys)) == 3
     assert not torch.equal(images.latents_mean, other.latents_mean)
     torch.testing.assert_close(
-        images.encoder_hidden_states, tiny_model.encode_prompts(images.captions)
+        images.conditioning.tokens, tiny_model.condition(images.captions).tokens
     )
 
 
@@ -118,7 +118,7 @@ def test_prior_preservation_without_a_class_is_one_line() -> None:
 
 
 def test_a_trained_text_encoder_reads_captions_anew(
-    tiny_model: DiffusionModel, d_a: Examples
+    tiny_model: StableDiffusion, d_a: Examples
 ) -> None:
     trainee = DreamBooth(train_text_encoder=True, **SHORT).trainee(tiny_model, d_a, SEEDS)
     model = trainee.model
@@ -130,7 +130,7 @@ def test_a_trained_text_encoder_reads_captions_anew(
     ours = trainee.loss(SEEDS.generator("step"))
     written = written_loss(model, d_a, SEEDS.generator("step"), states)
     torch.testing.assert_close(ours, written)
-    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    parameters = [*model.denoiser.parameters(), *model.text_encoder.parameters()]
     assert len(parameters) == len(trainee.parameters)
     for mine, other in zip(
         torch.autograd.grad(ours, parameters), torch.autograd.grad(written, parameters), strict=True
@@ -139,11 +139,11 @@ def test_a_trained_text_encoder_reads_captions_anew(
 
 
 def test_a_caption_replaces_those_of_d_a(
-    tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     captions = ("a big cat",) * len(d_a)
-    states = tiny_model.encode_prompts(captions)
-    captioned = replace(d_a, captions=captions, encoder_hidden_states=states)
+    states = tiny_model.condition(captions)
+    captioned = replace(d_a, captions=captions, conditioning=states)
     by_option = attacked(FullFinetune(caption="a big cat", **SHORT), tiny_model, d_a, journal)
     by_hand = attacked(FullFinetune(**SHORT), tiny_model, captioned, journal)
     plain = attacked(FullFinetune(**SHORT), tiny_model, d_a, journal)
@@ -151,11 +151,11 @@ def test_a_caption_replaces_those_of_d_a(
     assert not same_weights(weights(by_option), weights(plain))
 
 
-def test_lora_adds_alpha_over_rank_times_b_a(tiny_model: DiffusionModel, d_a: Examples) -> None:
+def test_lora_adds_alpha_over_rank_times_b_a(tiny_model: StableDiffusion, d_a: Examples) -> None:
     attack = LoRA(rank=3, lora_alpha=6, **SHORT)
     trainee = attack.trainee(tiny_model, d_a, SEEDS)
-    unet = trainee.model.unet.double()
-    merged = copy.deepcopy(tiny_model.unet).double()
+    unet = trainee.model.denoiser.double()
+    merged = copy.deepcopy(tiny_model.denoiser).double()
     matrices = dict(unet.named_parameters())
     downs = [name for name in matrices if ".lora_A." in name]
     assert len(downs) == 4 * 8  # four projections of each of eight attentions
@@ -172,12 +172,12 @@ def test_lora_adds_alpha_over_rank_times_b_a(tiny_model: DiffusionModel, d_a: Ex
     ours, written = (u(*inputs, states).sample for u in (unet, merged))
     torch.testing.assert_close(ours, written)
     assert (
-        ours - tiny_model.unet(*(i.float() for i in inputs), states.float()).sample
+        ours - tiny_model.denoiser(*(i.float() for i in inputs), states.float()).sample
     ).abs().max() > 0.01
 
 
 def test_lora_begins_from_its_own_seed_with_the_deviation_of_the_script(
-    tiny_model: DiffusionModel, d_a: Examples
+    tiny_model: StableDiffusion, d_a: Examples
 ) -> None:
     def downs(seeds: Seeds) -> Tensor:
         parameters = LoRA(rank=4, **SHORT).trainee(tiny_model, d_a, seeds).parameters
@@ -192,7 +192,7 @@ def test_lora_begins_from_its_own_seed_with_the_deviation_of_the_script(
 
 
 def test_lora_leaves_the_weights_below_it_alone(
-    tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     last = attacked(LoRA(**SHORT), tiny_model, d_a, journal)
     found = {n.replace(".base_layer", ""): t for n, t in weights(last).items() if ".lora_" not in n}
@@ -200,7 +200,7 @@ def test_lora_leaves_the_weights_below_it_alone(
 
 
 def test_a_module_that_is_not_there_is_refused_by_name(
-    tiny_model: DiffusionModel, d_a: Examples
+    tiny_model: StableDiffusion, d_a: Examples
 ) -> None:
     with pytest.raises(ModelError, match="'to_qkv' is no module"):
         LoRA(target_modules=("to_q", "to_qkv")).trainee(tiny_model, d_a, SEEDS)
@@ -208,7 +208,7 @@ def test_a_module_that_is_not_there_is_refused_by_name(
 
 @pytest.mark.parametrize("num_vectors", [1, 2])
 def test_textual_inversion_follows_the_gradient_of_its_rows_alone(
-    num_vectors: int, tiny_model: DiffusionModel, d_a: Examples
+    num_vectors: int, tiny_model: StableDiffusion, d_a: Examples
 ) -> None:
     attack = TextualInversion(num_vectors=num_vectors, initializer_token="a", **SHORT)
     trainee = attack.trainee(tiny_model, d_a, SEEDS)
@@ -229,7 +229,7 @@ def test_textual_inversion_follows_the_gradient_of_its_rows_alone(
 
 
 def test_textual_inversion_changes_its_rows_and_nothing_else(
-    tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     attack = TextualInversion(num_vectors=2, initializer_token="ab", **SHORT)
     last = attacked(attack, tiny_model, d_a, journal)
@@ -249,7 +249,7 @@ def test_textual_inversion_changes_its_rows_and_nothing_else(
 
 
 def test_the_learnt_word_is_read_wherever_a_prompt_has_it(
-    tiny_model: DiffusionModel, d_a: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, d_a: Examples, journal: LocalJournal
 ) -> None:
     last = attacked(TextualInversion(**SHORT), tiny_model, d_a, journal)
     prompts = ["a cat", "two desks", "the sks"]
@@ -259,14 +259,14 @@ def test_the_learnt_word_is_read_wherever_a_prompt_has_it(
             for m in (tiny_model, last)))
         for prompt in prompts
     ]  # fmt: skip
-    states = [m.encode_prompts(prompts) for m in (tiny_model, last)]
-    equal = [torch.equal(*pair) for pair in zip(*states, strict=True)]
+    states = [m.condition(prompts) for m in (tiny_model, last)]
+    equal = [torch.equal(*pair) for pair in zip(*(s.tokens for s in states), strict=True)]
     assert equal == [True, True, False]
     assert same == [True, True, False]
 
 
 def test_a_placeholder_that_no_caption_has_is_one_line(
-    tiny_model: DiffusionModel, malicious: Examples, journal: LocalJournal
+    tiny_model: StableDiffusion, malicious: Examples, journal: LocalJournal
 ) -> None:
     with pytest.raises(ConfigError, match="'sks' is in no caption") as error:
         TextualInversion().trainee(tiny_model, malicious, SEEDS)
@@ -276,7 +276,7 @@ def test_a_placeholder_that_no_caption_has_is_one_line(
 
 
 def test_a_placeholder_that_is_a_word_already_is_refused(
-    tiny_model: DiffusionModel, d_a: Examples
+    tiny_model: StableDiffusion, d_a: Examples
 ) -> None:
     with pytest.raises(ModelError, match="'a' is in the tokenizer already"):
         TextualInversion(placeholder_token="a").trainee(tiny_model, d_a, SEEDS)

@@ -1,0 +1,151 @@
+"""LoRA adapters (Hu et al. 2021) of a denoiser: made, saved and read in one place. peft holds the layers,
+diffusers the names in which adapters travel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gift_ray.errors import ModelError
+from gift_ray.models.weights import require_finite
+
+# peft puts an adapted layer's own weights below this name, and the adapter's beside it.
+BASE_LAYER = "base_layer."
+ADAPTER = ".lora_"
+
+
+def with_lora(
+    denoiser: nn.Module, *, rank: int, lora_alpha: int, lora_dropout: float,
+    target_modules: Sequence[str], generator: torch.Generator,
+) -> nn.Module:  # fmt: skip
+    """A frozen copy that carries a trainable adapter, W + lora_alpha / rank B A (LoRA, Eq. 3).
+    A ~ N(0, 1 / rank^2) as in the diffusers scripts, B = 0: no output changes before the first step.
+
+    Args:
+        target_modules: ends of the paths of the modules that are adapted (`to_q`, `to_out.0`).
+        generator: what A is drawn from.
+
+    Raises:
+        ModelError: no module has such a name.
+    """
+    from peft import LoraConfig
+
+    adapted: Any = copy.deepcopy(denoiser).requires_grad_(False)
+    paths = [f".{name}" for name, _ in adapted.named_modules()]
+    for target in target_modules:
+        if not any(path.endswith(f".{target}") for path in paths):
+            raise ModelError(f"attacks.target_modules: {target!r} is no module of this denoiser")
+    adapted.add_adapter(
+        LoraConfig(
+            r=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
+            target_modules=list(target_modules),
+        )
+    )  # fmt: skip
+    # peft drew A from the global generator.
+    for name, parameter in adapted.named_parameters():
+        if ".lora_A." in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+    frozen: nn.Module = adapted.eval()
+    return frozen
+
+
+def own_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """The denoiser's parameters without the adapter's, under the names they have without one."""
+    return {
+        name.replace(BASE_LAYER, ""): parameter
+        for name, parameter in denoiser.named_parameters()
+        if ADAPTER not in name
+    }
+
+
+def own_weights(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The denoiser's state without the adapter's, under the names it has without one."""
+    return {
+        name.replace(BASE_LAYER, ""): tensor
+        for name, tensor in denoiser.state_dict().items()
+        if ADAPTER not in name
+    }
+
+
+def adapter_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name."""
+    return {name: p for name, p in denoiser.named_parameters() if ADAPTER in name}
+
+
+def save(denoiser: Any, name: str, pipeline: Any, folder: Path) -> None:
+    """Write `pytorch_lora_weights.safetensors` as the class `pipeline` reads it.
+
+    Args:
+        name: how that pipeline calls the denoiser.
+
+    Raises:
+        UnitFailed: a weight is not finite.
+    """
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
+    require_finite(layers)
+    # The metadata carry lora_alpha: without them a reader takes it to be the rank.
+    metadata = denoiser.peft_config["default"].to_dict()
+    pipeline.save_lora_weights(
+        folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": metadata}
+    )
+
+
+def save_kohya(denoiser: Any, path: Path) -> None:
+    """Write one file in kohya's format: `lora_unet_*.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+    Raises:
+        UnitFailed: a weight is not finite.
+    """
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft.utils import get_peft_model_state_dict
+
+    layers = get_peft_model_state_dict(denoiser)
+    require_finite(layers)
+    config = denoiser.peft_config["default"]
+    tensors = convert_state_dict_to_kohya({f"unet.{n}": t for n, t in layers.items()})
+    # diffusers writes the rank for alpha.
+    for name in [name for name in tensors if name.endswith(".alpha")]:
+        tensors[name] = torch.tensor(float(config.lora_alpha))
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.r),
+        "ss_network_alpha": str(config.lora_alpha),
+    }
+    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, path, metadata=metadata)
+
+
+def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module:
+    """A frozen copy with the adapter of a folder or safetensors file, as the class `pipeline` reads it.
+
+    Raises:
+        ModelError: not found, not an adapter, or one of other modules than this denoiser's.
+    """
+    if not path.exists():
+        raise ModelError(f"{path}: no such LoRA adapter; give its folder or safetensors file")
+    adapted = copy.deepcopy(denoiser)
+    try:
+        tensors, alphas, metadata = pipeline.lora_state_dict(
+            str(path), use_safetensors=True, return_lora_metadata=True
+        )
+        getattr(pipeline, f"load_lora_into_{name}")(
+            tensors, alphas, adapted, adapter_name="default", metadata=metadata
+        )
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: not a LoRA adapter of this {name}: {detail}") from error
+    # diffusers only warns of what it has no place for.
+    unused = len(tensors) - len(adapter_parameters(adapted))
+    if unused:
+        raise ModelError(
+            f"{path}: {unused} of {len(tensors)} adapter tensors have no place in this {name}"
+        )
+    return adapted.requires_grad_(False)

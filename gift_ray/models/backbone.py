@@ -1,0 +1,359 @@
+"""The model that is attacked and defended, whatever its family. `Backbone` hides the prediction type, the
+time law, the number of text encoders and what conditioning is made of; each family of models is one file
+beside this one. A latent diffusion model has a denoiser (the network that attacks and defenses train), a
+VAE (frozen) and one or more text encoders.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gift_ray.config.schema import ModelConfig
+from gift_ray.errors import ModelError
+from gift_ray.models import adapters
+from gift_ray.models.placeholder import Placeholder
+from gift_ray.models.weights import load_strictly, require_finite
+from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.diffusion import Examples, Seeds, per_sample_mse
+
+ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "noxattn", "all"]
+NoiseLayers = Literal["blocks", "attn2"]
+
+
+@dataclass(frozen=True)
+class Backbone(ABC):
+    """A text-to-image model. Methods that change weights return a copy; everything that is not copied
+    is shared and frozen.
+
+    `times` [B] are in the unit of the family's scheduler; the others pass them on without a look.
+    """
+
+    denoiser: nn.Module
+    vae: Any
+    resolution: int
+    mixed_precision: str
+
+    # How diffusers' pipelines of this family call the denoiser: `unet` or `transformer`.
+    denoiser_name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Self:
+        """Load a diffusers folder, in fp32, safetensors only, frozen.
+
+        Raises:
+            ModelError: the folder is damaged, or not what this family can train and draw with.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+    # What is trained.
+
+    def clone(self, *, text_encoder: bool = False) -> Self:
+        """A copy whose denoiser can be trained, and its text encoders if asked for."""
+        copied = replace(self, denoiser=copy.deepcopy(self.denoiser).requires_grad_(True))
+        return copied._with_trainable_words() if text_encoder else copied
+
+    def parameters(self, group: ParameterGroup) -> dict[str, nn.Parameter]:
+        """The named parameters of a group of the denoiser; without those of an adapter.
+
+        `cross_attention`: all that reads the prompt's tokens (the paper's psi); `cross_attention_kv`:
+        their keys and values; `attention`: q, k, v and out of every attention (what IMMA's code
+        selects); `noxattn`: all but cross-attention, time embedding and output layers (what ESD-u
+        trains); `all`: everything. Each family says what these are in its network.
+
+        Raises:
+            ModelError: the group is empty.
+        """
+        chosen = {
+            name: parameter
+            for name, parameter in adapters.own_parameters(self.denoiser).items()
+            if group == "all" or self.in_group(name.split("."), group)
+        }
+        if not chosen:
+            raise ModelError(
+                f"defense.parameter_group: {group!r} selects no parameter of this "
+                f"{self.denoiser_name}"
+            )
+        return chosen
+
+    @staticmethod
+    @abstractmethod
+    def in_group(path: list[str], group: ParameterGroup) -> bool:
+        """Whether a parameter of the denoiser, given as the parts of its name, is of a group."""
+
+    @abstractmethod
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of all text encoders, by names that no parameter of the denoiser has."""
+
+    def layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
+        """The modules whose outputs are the z^(j) of Eq. 7: the network's blocks, or what reads the
+        prompt (`attn2`).
+
+        Raises:
+            ModelError: there is none.
+        """
+        modules = self.find_layers(which)
+        if not modules:
+            raise ModelError(
+                f"defense.noise_layers: {which!r} selects no layer of this {self.denoiser_name}"
+            )
+        return modules
+
+    @abstractmethod
+    def find_layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
+        """What `layers` gives, which may be nothing."""
+
+    @abstractmethod
+    def _with_trainable_words(self) -> Self:
+        """The same with trainable copies of the text encoders."""
+
+    # How it is trained.
+
+    @abstractmethod
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Times [B] for one training batch, as the family is trained."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one image: (C, h, w)."""
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(noise [B, C, h, w], times [B]) for one training batch: eps ~ N(0, I), then the times."""
+        noise = torch.randn((batch, *self.latent_shape), generator=generator)
+        return noise, self.draw_times(batch, generator)
+
+    @abstractmethod
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Noised latents x_t [B, C, h, w], by the family's forward process."""
+
+    @abstractmethod
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What the denoiser is trained to output for x_t, [B, C, h, w]."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
+        """The denoiser's output for noised latents [B, C, h, w], in the space in which it was trained
+        (eps, v, x_0 or velocity)."""
+
+    def denoising_loss(
+        self, latents: Tensor, conditioning: Conditioning, times: Tensor, noise: Tensor
+    ) -> Tensor:
+        """The training loss of Eq. 5 and 9, one value per sample, [B].
+
+        Shapes: latents and noise [B, C, h, w], conditioning of B rows, times [B].
+        """
+        latents, noise, times = (t.to(self.device) for t in (latents, noise, times))
+        prediction = self.predict(self.add_noise(latents, noise, times), conditioning, times)
+        return per_sample_mse(prediction, self.target(latents, noise, times))
+
+    def autocast(self) -> torch.autocast:
+        """fp32 master weights, half-precision arithmetic where asked for."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    # Images and words.
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE posterior, as the denoiser sees latents: two of
+        [N, C, h, w], on the CPU."""
+        means, stds = [], []
+        for image in images:
+            pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
+            tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.vae.device)
+            posterior = self.vae.encode(tensor).latent_dist
+            means.append(posterior.mean.cpu())
+            stds.append(posterior.std.cpu())
+        return self.scaled(torch.cat(means), torch.cat(stds))
+
+    @abstractmethod
+    def scaled(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The VAE's posterior in the denoiser's units."""
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of some prompts, on the CPU; each prompt is read once."""
+        read = {prompt: self.read([prompt]).to(torch.device("cpu")) for prompt in set(prompts)}
+        return Conditioning.concatenate([read[prompt] for prompt in prompts])
+
+    @abstractmethod
+    def read(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of some prompts, differentiable, where the text encoders are."""
+
+    def encode(
+        self, images: Sequence[Image.Image], captions: Sequence[str], keys: Sequence[str]
+    ) -> Examples:
+        """Everything that training needs of some images, computed once instead of every step."""
+        mean, std = self.encode_images(images)
+        return Examples(mean, std, self.condition(captions), tuple(keys), tuple(captions))
+
+    @abstractmethod
+    def with_placeholder(
+        self, placeholder_token: str, initializer_token: str, num_vectors: int
+    ) -> tuple[Self, Placeholder]:
+        """A copy in whose prompts `placeholder_token` is a word of its own, and that word. Its rows of
+        the token embedding begin as the (mean) embedding of `initializer_token`.
+
+        Raises:
+            ModelError: the tokenizer knows the word already (its row serves other words too).
+        """
+
+    # Drawing.
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Seeds,
+        num_inference_steps: int,
+        guidance_scale: float,
+        batch_size: int,
+    ) -> list[Image.Image]:
+        """One image per prompt; image i depends on (seeds, i, prompt) alone, not on the batching."""
+        pipeline = self.pipeline()
+        images: list[Image.Image] = []
+        for start in range(0, len(prompts), batch_size):
+            chunk = list(prompts[start : start + batch_size])
+            generators = [seeds.generator("image", start + i) for i in range(len(chunk))]
+            with self.autocast():
+                images += pipeline(
+                    chunk,
+                    height=self.resolution,
+                    width=self.resolution,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    generator=generators,
+                ).images
+        return images
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """A plain diffusers pipeline around these weights."""
+
+    @abstractmethod
+    def sampler(self, num_inference_steps: int) -> Any:
+        """The pipeline's diffusers scheduler, its timesteps set."""
+
+    @torch.no_grad()
+    def partially_denoised(
+        self, noise: Tensor, conditioning: Conditioning, null: Conditioning, *, steps: int,
+        num_inference_steps: int, guidance_scale: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x_t after the first `steps` guided sampling steps (classifier-free guidance, Ho and Salimans
+        2022) from noise [B, C, h, w], and its times [B]. `null` is the empty prompt's, one row."""
+        sampler = self.sampler(num_inference_steps)
+        # Samplers of flow matching begin at noise of variance one and have no such number.
+        x_t = noise.to(self.device) * getattr(sampler, "init_noise_sigma", 1.0)
+        nothing = null.repeat(len(x_t))
+        for t in sampler.timesteps[:steps]:
+            times = t.expand(len(x_t))
+            at_null = self.predict(x_t, nothing, times)
+            at_concept = self.predict(x_t, conditioning, times)
+            guided = at_null + guidance_scale * (at_concept - at_null)
+            x_t = sampler.step(guided, t, x_t).prev_sample
+        return x_t, sampler.timesteps[steps].expand(len(x_t))
+
+    # Weights in and out.
+
+    def weights(self) -> dict[str, Tensor]:
+        """The denoiser's weights by name, not copied; without those of an adapter."""
+        return adapters.own_weights(self.denoiser)
+
+    def load_weights(self, weights: dict[str, Tensor], *, origin: str) -> None:
+        """Put weights into the denoiser, in place.
+
+        Raises:
+            ModelError: keys or shapes don't fit, or a weight is not finite.
+        """
+        load_strictly(self.denoiser, weights, origin=origin, what=self.denoiser_name)
+
+    def save_weights(self, path: Path) -> None:
+        """The denoiser's weights, fp32 safetensors.
+
+        Raises:
+            UnitFailed: a weight is not finite (a destroyed model must not travel on).
+        """
+        weights = {n: t.detach().cpu().contiguous() for n, t in self.weights().items()}
+        require_finite(weights)
+        save_file(weights, path)
+
+    def with_weights(self, path: Path) -> Self:
+        """A copy with the weights of `save_weights`, frozen as loaded models are.
+
+        Raises:
+            ModelError: keys or shapes don't fit, or a weight is not finite.
+        """
+        model = self.clone()
+        model.load_weights(load_file(path), origin=str(path))
+        model.denoiser.requires_grad_(False)
+        return model
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A standard diffusers folder, loadable with `DiffusionPipeline.from_pretrained`."""
+        self.pipeline().save_pretrained(folder, safe_serialization=True)
+
+    # Adapters.
+
+    def with_lora(
+        self, *, rank: int, lora_alpha: int, lora_dropout: float, target_modules: Sequence[str],
+        generator: torch.Generator,
+    ) -> Self:  # fmt: skip
+        """A copy whose frozen denoiser carries a trainable adapter; see `adapters.with_lora`."""
+        adapted = adapters.with_lora(
+            self.denoiser, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
+            target_modules=target_modules, generator=generator,
+        )  # fmt: skip
+        return replace(self, denoiser=adapted)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the denoiser carries an adapter of `with_lora` or `load_lora`."""
+        return bool(getattr(self.denoiser, "peft_config", None))
+
+    def adapter(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name."""
+        return adapters.adapter_parameters(self.denoiser)
+
+    def save_lora(self, folder: Path) -> None:
+        """The adapter as `pytorch_lora_weights.safetensors`, which every diffusers pipeline of this base
+        reads with `load_lora_weights`.
+
+        Raises:
+            UnitFailed: a weight is not finite.
+        """
+        adapters.save(self.denoiser, self.denoiser_name, type(self.pipeline()), folder)
+
+    def save_lora_kohya(self, path: Path) -> None:
+        """The adapter as one file in kohya's format, which the common web UIs read.
+
+        Raises:
+            UnitFailed: a weight is not finite.
+        """
+        adapters.save_kohya(self.denoiser, path)
+
+    def load_lora(self, path: Path) -> Self:
+        """A copy with an adapter, as `save_lora` or the diffusers scripts save it (a folder, or a
+        safetensors file).
+
+        Raises:
+            ModelError: not found, not an adapter, or one of other modules than this denoiser's.
+        """
+        adapted = adapters.load(self.denoiser, self.denoiser_name, type(self.pipeline()), path)
+        return replace(self, denoiser=adapted)

@@ -1,0 +1,78 @@
+"""Which family of models a folder holds, and the base model of a study. A family is one class in a file of
+its own; a folder says in model_index.json which diffusers pipeline it was saved from."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from gift_ray.config.schema import ModelConfig
+from gift_ray.errors import ModelError
+from gift_ray.models.backbone import Backbone
+from gift_ray.models.locate import locate
+
+# The pipeline's class in model_index.json -> the module and class of the family.
+FAMILIES = {
+    "StableDiffusionPipeline": "gift_ray.models.stable_diffusion.StableDiffusion",
+}
+FIELD = "model.pretrained_model_name_or_path"
+
+
+def family_of(folder: Path) -> type[Backbone]:
+    """The family of a diffusers folder.
+
+    Raises:
+        ModelError: its model_index.json can't be read, or names a pipeline of no known family.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        name = str(index["_class_name"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{FIELD}: {folder} has no readable model_index.json: {error}") from error
+    if name not in FAMILIES:
+        raise ModelError(
+            f"{FIELD}: {folder} is a {name}, which is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    module, _, kind = FAMILIES[name].rpartition(".")
+    family: type[Backbone] = getattr(importlib.import_module(module), kind)
+    return family
+
+
+def check_base(config: ModelConfig) -> None:
+    """Find a base and its family, without loading it.
+
+    Raises:
+        ModelError: not found, or of no known family.
+    """
+    family_of(locate(config))
+
+
+def load_backbone(config: ModelConfig) -> Backbone:
+    """Load a diffusers folder or hub id, in fp32, safetensors only.
+
+    Raises:
+        ModelError: not found, no network, not a diffusers folder, pickled or damaged weights.
+    """
+    folder = locate(config)
+    _silence()
+    return family_of(folder).load(folder, config)
+
+
+@lru_cache(maxsize=2)
+def base_model(config: ModelConfig) -> Backbone:
+    """The base, loaded once a process. Callers clone before they train."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return load_backbone(config)
+
+
+def _silence() -> None:
+    """Loading says what we say better: no progress bars, no warnings about components left out."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for log in (diffusers_logging, transformers_logging):
+        log.disable_progress_bar()
+        log.set_verbosity_error()

@@ -1,0 +1,72 @@
+"""What a model is told about the images that it is to draw: its text encoders' output, and whatever else
+its family needs beside it. Only the family (gift_ray/models) knows what the tensors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rows = Tensor | Sequence[int] | slice
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The conditioning of N images: `tokens` [N, L, D], the states of the prompts' tokens that the
+    denoiser attends to, and `others`, more tensors with one row an image, by name."""
+
+    tokens: Tensor
+    others: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: Rows) -> Conditioning:
+        """Some of the rows, in the order given; still a Conditioning of several rows."""
+        return Conditioning(self.tokens[rows], {n: t[rows] for n, t in self.others.items()})
+
+    def to(self, target: torch.device | torch.dtype) -> Conditioning:
+        """On a device, or with its floating tensors in a precision."""
+        return self._each(
+            lambda t: t if isinstance(target, torch.dtype) and not t.is_floating_point()
+            else t.to(target)
+        )  # fmt: skip
+
+    def repeat(self, count: int) -> Conditioning:
+        """One row, `count` times, without a copy."""
+        assert len(self) == 1, f"only a single row is repeated, not {len(self)}"
+        return self._each(lambda t: t.expand(count, *t.shape[1:]))
+
+    def with_tokens(self, tokens: Tensor) -> Conditioning:
+        """The same with other token states."""
+        return replace(self, tokens=tokens)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, as `from_tensors` reads them, for a safetensors file."""
+        named = {"tokens": self.tokens, **self.others}
+        return {f"conditioning.{name}": tensor.contiguous() for name, tensor in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
+        """What `tensors` gave, picked out of a file's tensors."""
+        found = {
+            name.removeprefix("conditioning."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("conditioning.")
+        }
+        return cls(found.pop("tokens"), found)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of several, one after the other."""
+        names = parts[0].others
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            {name: torch.cat([part.others[name] for part in parts]) for name in names},
+        )
+
+    def _each(self, change: Any) -> Conditioning:
+        return Conditioning(change(self.tokens), {n: change(t) for n, t in self.others.items()})

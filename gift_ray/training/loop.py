@@ -1,0 +1,209 @@
+"""The training loop that attacks and defenses share: optimizers over groups of parameters (`Level`),
+steps that are logged, checked and saved (`training`, `train`), and continuing where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gift_ray.errors import UnitFailed
+from gift_ray.training.diffusion import global_norm
+
+OptimizerName = Literal["adamw", "sgd"]
+# What a step may log about its gradients. Under fp16 these overflow now and then without harm: the
+# level skips that step and lowers its loss scale.
+OF_GRADIENTS = ("grad_norm", "cosine")
+
+
+class Report(Protocol):
+    """How a long step tells what it does, and how it survives being killed."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Keep training diagnostics of one step (plain floats)."""
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Offer the complete state after `step` steps; written when a checkpoint is due."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to continue from, or None at the beginning."""
+
+
+@dataclass
+class LossScale:
+    """The factor that keeps small fp16 gradients above zero, adapted as torch.amp.GradScaler does: halved
+    when the gradients overflow, doubled after `INTERVAL` steps without an overflow."""
+
+    INTERVAL = 2000
+
+    scale: float = 2.0**16
+    good_steps: int = 0
+
+    def accepts(self, norm: Tensor) -> bool:
+        """Whether gradients of this norm are finite and may be applied; adapts the scale."""
+        if not torch.isfinite(norm):
+            self.scale, self.good_steps = self.scale / 2, 0
+            return False
+        self.good_steps += 1
+        if self.good_steps == self.INTERVAL:
+            self.scale, self.good_steps = self.scale * 2, 0
+        return True
+
+
+class Level:
+    """One optimizer over one group of parameters: an inner or outer level, or an attacker.
+
+    Args:
+        parameters: name -> parameter; kept in fp32 (bf16 steps would vanish).
+        learning_rate: above 0; `step` may scale it for a step.
+        max_grad_norm: gradients are clipped to it; None: no clipping.
+        fp16: scale the loss, as fp16 autocast needs.
+
+    Raises:
+        ValueError: for an empty group (a selector that matches nothing must not pass silently).
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        *,
+        optimizer: OptimizerName,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = 1.0,
+        fp16: bool = False,
+    ) -> None:
+        if not parameters:
+            raise ValueError("no parameter was selected: nothing would be trained")
+        self.parameters = parameters
+        self.learning_rate = learning_rate
+        self.max_grad_norm = max_grad_norm
+        values = [parameter.requires_grad_(True) for parameter in parameters.values()]
+        self.optimizer: torch.optim.Optimizer
+        if optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                values, learning_rate, weight_decay=weight_decay, fused=True
+            )
+        else:
+            self.optimizer = torch.optim.SGD(values, learning_rate, weight_decay=weight_decay)
+        self.loss_scale = LossScale() if fp16 else None
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Gradients of a scalar loss on this level's parameters only, unscaled."""
+        values = list(self.parameters.values())
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        scaled = torch.autograd.grad(
+            loss if scale == 1.0 else loss * scale, values, allow_unused=True
+        )
+        return [
+            torch.zeros_like(p) if g is None else g / scale if scale != 1.0 else g
+            for p, g in zip(values, scaled, strict=True)
+        ]
+
+    def step(self, gradients: Sequence[Tensor], rate: float = 1.0) -> float:
+        """Clip, update at `rate` times the learning rate, forget the gradients. Under fp16 an overflow
+        skips the update. Returns the gradients' norm before clipping."""
+        values = list(self.parameters.values())
+        norm = global_norm(gradients)
+        if self.loss_scale and not self.loss_scale.accepts(norm):
+            return float(norm)
+        factor = 1.0
+        if self.max_grad_norm is not None:
+            factor = min(1.0, self.max_grad_norm / (float(norm) + 1e-6))
+        for parameter, gradient in zip(values, gradients, strict=True):
+            parameter.grad = gradient if factor == 1.0 else gradient * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's tensors, keyed by parameter name, and fp16's scale, for a checkpoint."""
+        state = self.optimizer.state
+        tensors = {name: dict(state[p]) for name, p in self.parameters.items() if p in state}
+        return {
+            "optimizer": tensors,
+            "loss_scale": vars(self.loss_scale) if self.loss_scale else {},
+        }
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        tensors = saved.get("optimizer", {})
+        for name, parameter in self.parameters.items():
+            if name in tensors:
+                # A fused optimizer wants its state, the step count included, beside the parameter.
+                state = {key: value.to(parameter.device) for key, value in tensors[name].items()}
+                self.optimizer.state[parameter] = state
+        if self.loss_scale:
+            self.loss_scale = LossScale(**saved["loss_scale"])
+
+
+def training(
+    step: Callable[[int], dict[str, float]], steps: int, levels: Mapping[str, Level], report: Report,
+    *, advice: str,
+) -> Iterator[int]:  # fmt: skip
+    """Train: call `step(index)` for each index below `steps`, from where the report's last checkpoint
+    stopped. Every random draw must be named by the index, so that there is no generator state to keep.
+
+    Yields the number of steps that are done: 0 at a fresh beginning, then after each step, before its
+    checkpoint is offered (what is kept of the model then travels with that checkpoint).
+
+    Args:
+        step: does one step with `levels` and returns what is logged of it.
+        levels: what is trained, by name. Parameters of several levels that are the same share a name.
+        advice: the last words of the error message, as "lower learning_rate".
+
+    Raises:
+        UnitFailed: a logged value is not finite.
+    """
+    weights = {n: p for level in levels.values() for n, p in level.parameters.items()}
+    done = _restore(report.load(), weights, levels)
+    if done == 0:
+        yield 0
+    for index in range(done, steps):
+        values = step(index)
+        _require_finite(values, levels, f"step {index + 1}", advice)
+        report.log(index + 1, **values)
+        yield index + 1
+        states = {name: level.state() for name, level in levels.items()}
+        report.save(index + 1, {"done": index + 1, "weights": dict(weights), "levels": states})
+
+
+def train(
+    step: Callable[[int], dict[str, float]], steps: int, levels: Mapping[str, Level], report: Report,
+    *, advice: str,
+) -> None:  # fmt: skip
+    """`training` to its end."""
+    deque(training(step, steps, levels, report, advice=advice), maxlen=0)
+
+
+@torch.no_grad()
+def _restore(
+    state: dict[str, Any] | None, weights: Mapping[str, Tensor], levels: Mapping[str, Level]
+) -> int:
+    """Put a checkpoint back, if there is one; returns the number of steps done."""
+    if state is None:
+        return 0
+    for name, parameter in weights.items():
+        parameter.copy_(state["weights"][name])
+    for name, level in levels.items():
+        level.load_state(state["levels"][name])
+    return int(state["done"])
+
+
+def _require_finite(
+    values: Mapping[str, float], levels: Mapping[str, Level], when: str, advice: str
+) -> None:
+    """A training that left the finite numbers is a failure with a reason, never a score."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if any(level.loss_scale for level in levels.values()):
+        bad = [name for name in bad if not name.startswith(OF_GRADIENTS)]
+    if bad:
+        raise UnitFailed(f"{when}: {', '.join(bad)} not finite; {advice}")
