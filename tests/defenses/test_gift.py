@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from gift_ray.errors import UnitFailed
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.study.stages import LocalJournal
 from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, concatenate, dot
+from gift_ray.training.loop import LossScale
 
 SEEDS = Seeds(11)
 BATCH = 2
@@ -403,3 +406,22 @@ def test_every_round_logs_its_diagnostics(
     # The first outer step sees weights that moved by alpha_inner = 5e-6 only: still the base.
     assert row["std_ratio"] == pytest.approx(1, abs=1e-2)
     assert row["correlation"] == pytest.approx(1, abs=1e-2)
+
+
+def test_an_overflow_of_fp16_does_not_end_the_training(
+    tiny_model: StableDiffusion, malicious: Examples, safe: Examples, journal: LocalJournal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # So large a scale that the first gradients cannot be held in half precision.
+    monkeypatch.setattr(
+        LossScale, "__init__", lambda self: vars(self).update(scale=2.0**34, good_steps=0)
+    )
+    model = replace(tiny_model, mixed_precision="fp16")
+    for coordination in ("alternate", "project", "joint"):
+        journal.rows.clear()
+        gift = Gift(max_train_steps=60, coordination=coordination, alpha_inner=1e-4)
+        immunized = trained(gift, model, malicious, safe, journal)
+        norms = [row["grad_norm_inner"] for row in journal.rows]
+        assert not math.isfinite(norms[0])
+        assert math.isfinite(norms[-1])
+        assert not same_weights(immunized, weights(tiny_model))
