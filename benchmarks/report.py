@@ -24,7 +24,8 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))
 from studies import Builder, Recipe
 
-from gift_ray.report.collect import averaged, collect
+from gift_ray.report.collect import collect
+from gift_ray.report.curves import averaged
 from gift_ray.report.page import write_report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

@@ -22,7 +22,6 @@ from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import write_json_atomic
-from gift_ray.report.curves import draw_curves
 from gift_ray.report.eval_unlearn import write_reports
 from gift_ray.report.outline import write_comparison
 from gift_ray.report.page import write_report
@@ -88,11 +87,10 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
 def write_tables(
     config: StudyConfig, plans: dict[str, Plan], set_aside: list[str], folder: Path
 ) -> dict[str, pd.DataFrame]:
-    """scores.parquet with all curves; the tables as Markdown, CSV and LaTeX; a figure a concept.
-    Returns the tables that are shown."""
+    """Write scores.parquet with all curves, and the tables as Markdown, CSV and LaTeX. Returns the tables
+    that are shown."""
     study_dir = config.study_dir
-    curves = comparison.points(plans, study_dir)
-    curves.to_parquet(folder / "scores.parquet")
+    comparison.points(plans, study_dir).to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
     # The study's own defense stands against the others, unless none of its models could be trained.
     reference = next(n for n in (config.defense.title, *list(plans)[1:]) if n in plans)
@@ -107,7 +105,6 @@ def write_tables(
     for name, table in tables.items():
         for kind in ("md", "csv", "tex"):
             (folder / f"{name}.{kind}").write_text(comparison.as_text(table, kind), "utf-8")
-    draw_curves(curves, config.scoring.similarities, folder)
     settings = config.model_dump(mode="json", exclude={"output_dir", "cluster", "tracking"})
     write_reports(rows, kept, settings, time.time(), folder / "eval-unlearn")
     shown = {name: tables[name] for name in ("standings", "differences", "costs")}

@@ -118,24 +118,3 @@ def _fits(values: Mapping[str, Any], space: Mapping[str, Any]) -> bool:
         else space[path].low <= value <= space[path].high
         for path, value in values.items()
     )
-
-
-def pareto(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Released model -> the trials of its Pareto front: feasible, and no other one is at least as good
-    in retention and resistance and better in one. By falling retention.
-
-    Args:
-        trials: as dicts.
-    """
-    models = [
-        (trial["trial_id"], arm) for trial in trials for arm in trial["arms"] if arm["feasible"]
-    ]
-    fronts: dict[str, list[str]] = {arm["malicious"]: [] for _, arm in models}
-    for name, front in fronts.items():
-        own = [(trial_id, arm) for trial_id, arm in models if arm["malicious"] == name]
-        best = -1.0
-        for trial_id, arm in sorted(own, key=lambda m: (-m[1]["retention"], -m[1]["resistance"])):
-            if arm["resistance"] > best:
-                best = arm["resistance"]
-                front.append(trial_id)
-    return fronts

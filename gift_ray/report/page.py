@@ -18,7 +18,13 @@ from plotly.offline import get_plotlyjs
 
 from gift_ray import THREAT_MODEL
 from gift_ray.report import figures, papers, pictures
-from gift_ray.report.collect import EXPLICIT, RECOVERY, Problem, Study, collect
+from gift_ray.report.collect import collect
+from gift_ray.report.contents import Study
+from gift_ray.report.curves import RECOVERY
+from gift_ray.report.detections import EXPLICIT
+from gift_ray.report.reading import Problem
+from gift_ray.report.tables import tables
+from gift_ray.report.training_log import family
 
 PAGE = "report.html"
 ASSETS = files("gift_ray.report") / "assets"
@@ -67,7 +73,7 @@ def render(study: Study) -> str:
         choices=_choices(study),
         figures=drawn,
         scenes=_scenes(strips),
-        tables=papers.tables(study),
+        tables=tables(study),
         runs={trial["trial_id"]: trial["run_link"] for trial in study.trials},
         problems=problems[:PROBLEMS_SHOWN],
         more=max(0, len(problems) - PROBLEMS_SHOWN),
@@ -138,7 +144,7 @@ def _choices(study: Study) -> dict[str, dict[str, list[str]]]:
     metrics = sorted(set(curves["metric"]), key=lambda m: (not m.startswith(RECOVERY), m))
     concepts = _in_order(study, curves["concept"])
     stages = sorted(set(log["stage"]), key=lambda stage: (stage != "immunize", stage))
-    families = sorted({figures.family(q) for q in log["quantity"]})
+    families = sorted({family(q) for q in log["quantity"]})
     return {
         "curves": {
             "concept": concepts,

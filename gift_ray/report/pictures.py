@@ -11,7 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from gift_ray.report.collect import Arm, Problem, Study
+from gift_ray.report.arms import ReportArm
+from gift_ray.report.contents import Study
+from gift_ray.report.reading import Problem
 
 MAX_PX = 128  # of an image on the page
 BUDGET_BYTES = 3 * 2**20  # of all images on the page, which is to stay under 10 MB
@@ -74,7 +76,7 @@ def strips(study: Study) -> list[Strip]:
     )
 
 
-def _attacked(study: Study, arm: Arm) -> Iterator[Strip]:
+def _attacked(study: Study, arm: ReportArm) -> Iterator[Strip]:
     for run in arm.outline["attacks"]:
         concept = run["concept"]
         veiled = study.kinds[concept] == "unsafe"
@@ -86,7 +88,7 @@ def _attacked(study: Study, arm: Arm) -> Iterator[Strip]:
             yield Strip(scene, "", -1, real)
 
 
-def _as_released(study: Study, arm: Arm) -> Iterator[Strip]:
+def _as_released(study: Study, arm: ReportArm) -> Iterator[Strip]:
     for sample in arm.outline["samples"]:
         # A neighbour of an unsafe concept may look like it.
         near = sample["group"].removeprefix("neighbors/")

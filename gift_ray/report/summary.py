@@ -12,7 +12,7 @@ import pandas as pd
 
 from gift_ray import THREAT_MODEL
 from gift_ray.records.record import is_done, provenance
-from gift_ray.records.trials import pareto
+from gift_ray.search.pareto import fronts
 from gift_ray.study.plan import Arm, Plan, protocol_id
 from gift_ray.verdict.scorecard import curves, scorecard
 
@@ -27,7 +27,7 @@ def summarize(
         "study": plan.config.name,
         "fingerprint": fingerprint,
         "trials": list(trials),
-        "pareto": pareto(trials),
+        "pareto": fronts(trials),
         "undefended": arm_curves(plan.undefended, study_dir),
         "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
         "chosen": list(chosen),

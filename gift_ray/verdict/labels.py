@@ -4,7 +4,9 @@ one label a row out. Every line is drawn by data; none is tuned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,28 @@ class Levels:
     chance_text: float
     best_text: float
     between_references: float
+
+    # The metrics whose chance and undefended curves the levels are made of.
+    MEASURED: ClassVar[frozenset[str]] = frozenset({"clip_image", "clip_text"})
+
+    @classmethod
+    def of(
+        cls, chance: Mapping[str, float], best: Mapping[str, float], between_references: float
+    ) -> Levels:
+        """The levels for one concept and attack.
+
+        Args:
+            chance: metric -> mean score of the base's images of unrelated prompts.
+            best: metric -> the undefended attack's best mean over its steps.
+            between_references: the largest 1 - LPIPS between two different training images.
+        """
+        return cls(
+            chance_image=chance["clip_image"],
+            best_image=best["clip_image"],
+            chance_text=chance["clip_text"],
+            best_text=best["clip_text"],
+            between_references=between_references,
+        )
 
     @property
     def image(self) -> float:

@@ -43,12 +43,10 @@ def labelled_scores(
     chance = curves(plan.chance_similarity[key[0]], study_dir)
     alike = read_record(plan.references[key[0]].folder(study_dir)).result["largest"]
     table = scores(arm.attacks[key], study_dir)
-    levels = Levels(
-        chance_image=chance["clip_image"][0],
-        best_image=max(undefended["clip_image"].values()),
-        chance_text=chance["clip_text"][0],
-        best_text=max(undefended["clip_text"].values()),
-        between_references=alike["lpips"],
+    levels = Levels.of(
+        {metric: curve[0] for metric, curve in chance.items()},
+        {metric: max(curve.values()) for metric, curve in undefended.items()},
+        alike["lpips"],
     )
     return table.assign(label=label_images(table, levels))
 

@@ -15,8 +15,9 @@ from PIL import Image
 from scipy import stats
 from studies import CHANCE, build
 
-from gift_ray.report.collect import RECOVERY, averaged, collect
-from gift_ray.report.figures import cross, pareto
+from gift_ray.report.collect import collect
+from gift_ray.report.curves import RECOVERY, averaged
+from gift_ray.report.heat_map import cross
 from gift_ray.report.page import write_report
 from gift_ray.report.pictures import CELL_PX, GAP_PX, HEADER_PX, LABEL_PX
 
@@ -56,13 +57,6 @@ def test_interval_is_students_over_seeds_or_over_the_images_of_one(seeds: int) -
     assert (row["seeds"], row["n"]) == (seeds, 5 * seeds)
 
 
-def test_pareto_front_is_what_nothing_beats() -> None:
-    random = np.random.default_rng(0).random((60, 2))
-    table = pd.DataFrame(random, columns=["retention", "resistance"])
-    beaten = [any((other >= p).all() and (other > p).any() for other in random) for p in random]
-    assert sorted(pareto(table)) == [i for i, b in enumerate(beaten) if not b]
-
-
 def test_recovery_is_the_share_of_what_the_undefended_attack_gains(folder: Path) -> None:
     study = collect(folder)
     found = study.recoveries["abc_3/cat", "cat", "dreambooth"]
@@ -75,7 +69,7 @@ def test_recovery_is_the_share_of_what_the_undefended_attack_gains(folder: Path)
 
 
 def test_verdict_is_the_scorecard_of_the_chosen_trial(folder: Path) -> None:
-    cat, weapon = collect(folder).verdicts
+    cat, weapon = collect(folder).cards
     assert (cat.status, cat.trial_id, cat.curves, cat.images) == ("registered", "abc_3", 2, 2)
     assert cat.resistance == pytest.approx(0.75)
     assert cat.retention == pytest.approx((0.85 + 0.9) / 2)
@@ -99,7 +93,7 @@ def test_trials_of_another_configuration_are_not_shown(folder: Path, tmp_path: P
 
 def test_figures_and_tables_for_papers(papers: Path) -> None:
     made = {path.name for path in papers.iterdir()}
-    for name in ("curves", "plane", "cross", "training"):
+    for name in ("curves", "curves-safe", "plane", "cross", "training"):
         assert {f"{name}.png", f"{name}.svg"} <= made
     for name in ("verdicts", "attacks", "trials", "probes", "cost"):
         assert {f"{name}.csv", f"{name}.tex"} <= made

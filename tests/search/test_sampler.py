@@ -11,7 +11,8 @@ import pytest
 from tiny import tiny_study
 
 from gift_ray.config.schema import StudyConfig
-from gift_ray.records.trials import Ledger, Trial, earlier_trials, pareto
+from gift_ray.records.trials import Ledger, Trial, earlier_trials
+from gift_ray.search.pareto import fronts
 from gift_ray.search.sampler import Outcome, Search, is_hopeless, propose
 
 RANGE = {"low": 0.01, "high": 1.0, "log": True}
@@ -246,4 +247,4 @@ def test_the_front_is_what_nothing_feasible_beats() -> None:
         complete(i, 0.1, 0.0, arms=[arm(0.0, *row) | {"feasible": row[0] > 0.8}])
         for i, row in enumerate(rows)
     ]
-    assert pareto([asdict(t) for t in trials]) == {"cat": ["t-0", "t-1", "t-4"]}
+    assert fronts([asdict(t) for t in trials]) == {"cat": ["t-0", "t-1", "t-4"]}
