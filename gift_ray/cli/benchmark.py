@@ -106,7 +106,9 @@ def write_tables(
         for kind in ("md", "csv", "tex"):
             (folder / f"{name}.{kind}").write_text(comparison.as_text(table, kind), "utf-8")
     settings = config.model_dump(mode="json", exclude={"output_dir", "cluster", "tracking"})
-    write_reports(rows, kept, settings, time.time(), folder / "eval-unlearn")
+    arms = [arm for layout in plans.values() for arm in layout.defended]
+    concepts_of = {", ".join(arm.malicious): arm.malicious for arm in arms}
+    write_reports(rows, kept, concepts_of, settings, time.time(), folder / "eval-unlearn")
     shown = {name: tables[name] for name in ("standings", "differences", "costs")}
     for table in shown.values():
         console.console.print(comparison.as_text(table, "md"), markup=False)

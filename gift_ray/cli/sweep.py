@@ -20,6 +20,7 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.cluster.tune import Trial, search
+from gift_ray.config.names import slug
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.records.record import digest, write_json_atomic
@@ -27,7 +28,7 @@ from gift_ray.records.release import export, registry_tags
 from gift_ray.report.outline import write_study, write_trial
 from gift_ray.report.page import write_report
 from gift_ray.report.series import attack_series
-from gift_ray.report.summary import arm_summary, mean_curves, slug, summarize, trial_curves
+from gift_ray.report.summary import arm_summary, mean_curves, summarize, trial_curves
 from gift_ray.search import costs
 from gift_ray.search.confirm import Judgement, finalists, held_out, judge
 from gift_ray.study.load import check_data, configure, load_study

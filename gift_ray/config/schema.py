@@ -25,9 +25,13 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
+from gift_ray.config.names import each_once, given_words, looks, one_line
+from gift_ray.config.searchable import mistake_in_path
+from gift_ray.config.yaml_text import read_yaml
 from gift_ray.errors import ConfigError
 
 Check = Callable[[str, str, dict[str, Any]], list[tuple[str, str]]]
@@ -35,13 +39,16 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def _tell_apart(prompts: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(prompts)) == 1:
+def _several(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(prompts) == 1:
         raise ValueError("give at least two different prompts: chance is measured between them")
     return prompts
 
 
-Prompts = Annotated[tuple[str, ...], AfterValidator(_tell_apart)]
+EachOnce = AfterValidator(each_once)
+Prompts = Annotated[
+    tuple[str, ...], EachOnce, AfterValidator(given_words), AfterValidator(_several)
+]
 
 
 class Part(BaseModel):
@@ -97,7 +104,7 @@ class DefenseConfig(PluginConfig):
 
     kind = "defenses"
 
-    label: str | None = Field(None, min_length=1, max_length=80)
+    label: Annotated[str, AfterValidator(one_line)] | None = Field(None, max_length=80)
 
     @property
     def title(self) -> str:
@@ -117,7 +124,7 @@ class AttackConfig(PluginConfig):
     kind = "attacks"
 
     label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-][A-Za-z0-9_. -]{0,79}$")
-    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    grid: dict[str, Annotated[tuple[Any, ...], EachOnce, Field(min_length=1)]] = {}
 
     @property
     def title(self) -> str:
@@ -152,10 +159,28 @@ def _in_letters(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", str(value))
 
 
+def _attacks_differ(attacks: tuple[AttackConfig, ...]) -> tuple[AttackConfig, ...]:
+    members = [member for attack in attacks for member in attack.members()]
+    seen: list[tuple[str, dict[str, Any]]] = []
+    for member in members:
+        if (member.name, member.options) in seen:
+            raise ValueError(f"{member.title!r} is there twice with the same options; remove one")
+        seen.append((member.name, member.options))
+    return attacks
+
+
+Attacks = Annotated[tuple[AttackConfig, ...], AfterValidator(_attacks_differ), Field(min_length=1)]
+
+
 class MetricConfig(PluginConfig):
     """What is measured on images: a file of `gift_ray/metrics`."""
 
     kind = "metrics"
+
+
+def _metrics_differ(metrics: tuple[MetricConfig, ...]) -> tuple[MetricConfig, ...]:
+    each_once(tuple(metric.name for metric in metrics))
+    return metrics
 
 
 class ModelConfig(Part):
@@ -177,13 +202,13 @@ class ConceptConfig(Part):
     what the attacked model is asked for, `neighbors` what must survive beside the concept.
     """
 
-    name: str = Field(min_length=1, max_length=300)
+    name: Annotated[str, AfterValidator(one_line)] = Field(max_length=300)
     kind: Literal["object", "style", "unsafe"] = "object"
     source: SourceConfig
     attack_source: SourceConfig | None = Field(None, description="D_A; None: a split of source")
     class_prompt: str | None = None
     instance_prompt: str | None = None
-    validation_prompts: tuple[str, ...] = Field(min_length=1)
+    validation_prompts: Annotated[tuple[str, ...], EachOnce] = Field(min_length=1)
     neighbors: Prompts = ()
     max_images: int = Field(40, ge=2, description="in all, shared between D_M and D_A")
 
@@ -209,7 +234,7 @@ class ConceptsConfig(Part):
     malicious: tuple[ConceptConfig, ...] = Field(min_length=1)
     safe: tuple[ConceptConfig, ...] = ()
     merge: MergeConfig = MergeConfig()
-    added: tuple[str, ...] = Field(
+    added: Annotated[tuple[str, ...], EachOnce] = Field(
         (),
         description="malicious ones that the joint model of the others learns to resist afterwards",
     )
@@ -218,9 +243,13 @@ class ConceptsConfig(Part):
     @model_validator(mode="after")
     def _names_are_unique(self) -> ConceptsConfig:
         names = [c.name for c in (*self.malicious, *self.safe)]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"concept name {twice[0]!r} is used twice; give each its own")
+        alike = [looks(name) for name in names]
+        for place, name in enumerate(names):
+            other = names[alike.index(alike[place])]
+            if other != name:
+                raise ValueError(f"concept names {other!r} and {name!r} look alike; rename one")
+            if names.index(name) < place:
+                raise ValueError(f"concept name {name!r} is used twice; give each its own")
         malicious = {c.name for c in self.malicious}
         if self.added and (self.mode != "joint" or not set(self.added) < malicious):
             raise ValueError(
@@ -252,7 +281,9 @@ class EvaluationConfig(Part):
     """
 
     protocol: Literal["standard", "imma_legacy"] = "standard"
-    metrics: tuple[MetricConfig, ...] = Field(min_length=1)
+    metrics: Annotated[tuple[MetricConfig, ...], AfterValidator(_metrics_differ)] = Field(
+        min_length=1
+    )
     encoders: EncodersConfig = EncodersConfig()
     safe_prompts: Prompts = Field(min_length=2)
     num_images_per_prompt: Positive = 4
@@ -267,7 +298,7 @@ class EvaluationConfig(Part):
 class ScoringConfig(Part):
     """From curves to (resistance, retention) to one objective; DESIGN section 7."""
 
-    similarities: tuple[str, ...] = Field(("clip_image", "dino"), min_length=1)
+    similarities: Annotated[tuple[str, ...], EachOnce] = Field(("clip_image", "dino"), min_length=1)
     objective: Literal["harmonic", "weighted_sum", "chebyshev"] = "harmonic"
     weight: Fraction = Field(0.5, description="of resistance; retention gets the rest")
     min_retention: Fraction = Field(0.8, description="the utility floor: below it, infeasible")
@@ -285,7 +316,7 @@ class Range(Part):
     log: bool = False
     integer: bool = False
     num: int | None = Field(None, ge=2)
-    choices: tuple[Any, ...] | None = None
+    choices: Annotated[tuple[Any, ...], EachOnce, Field(min_length=1)] | None = None
     when: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -334,10 +365,18 @@ class SearchConfig(Part):
     max_concurrent_trials: Positive = 1
     pruner: Literal["none", "bound", "median", "asha"] = "none"
     pareto: bool = False
-    warm_start: tuple[str, ...] = ()
+    warm_start: Annotated[tuple[str, ...], EachOnce] = ()
     budget_hours: float | None = Field(
         None, gt=0, description="of GPU where units have one, else of units: then no trial begins"
     )
+
+    @field_validator("space")
+    @classmethod
+    def _is_of_the_defense(cls, space: dict[str, Range]) -> dict[str, Range]:
+        mistakes = [(path, found) for path in space if (found := mistake_in_path(path))]
+        if mistakes:
+            raise PluginMistakes(mistakes)
+        return space
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchConfig:
@@ -364,8 +403,8 @@ class ConfirmConfig(Part):
     the weights that were found.
     """
 
-    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    attacks: Attacks
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], EachOnce] = Field(min_length=1)
     seed: int | None = Field(None, ge=0)
     top_k: Positive = Field(
         1, description="settings of each released model; the best that passes wins"
@@ -457,14 +496,14 @@ class StudyConfig(Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], EachOnce] = Field((0,), min_length=1)
     output_dir: str = "runs"
     model: ModelConfig = ModelConfig()
     concepts: ConceptsConfig
     prior: PriorConfig
     defense: DefenseConfig
     rivals: tuple[DefenseConfig, ...] = Field((), description="beside it in jobs/benchmark.py")
-    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
+    attacks: Attacks
     evaluation: EvaluationConfig
     scoring: ScoringConfig = ScoringConfig()
     search: SearchConfig | None = None
@@ -573,10 +612,10 @@ def value_at(raw: Any, path: str) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML: {detail}") from error
     if not isinstance(raw, dict):
@@ -590,15 +629,9 @@ def apply_override(raw: dict[str, Any], override: str) -> str | None:
     if not equals or not path:
         return f"override {override!r}: write it as dotted.path=value, as defense.beta=0.3"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except (yaml.YAMLError, ValueError):
         return f"override {override!r}: the value is not valid YAML"
-    # YAML 1.1 reads 1e-4 as text; a user means the number.
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            pass
     try:
         _set_path(raw, path.split("."), value)
     except (AttributeError, KeyError, IndexError, ValueError, TypeError):
@@ -618,23 +651,9 @@ def _set_path(raw: Any, keys: list[str], value: Any) -> None:
 
 def _validate(raw: dict[str, Any], check: Check) -> tuple[StudyConfig | None, list[str]]:
     try:
-        return StudyConfig.model_validate(_numbers(raw), context={"check": check}), []
+        return StudyConfig.model_validate(raw, context={"check": check}), []
     except ValidationError as error:
         return None, list(_lines(error))
-
-
-def _numbers(raw: Any) -> Any:
-    """YAML 1.1 reads `5e-5` as text; users mean the number, as every training script does."""
-    if isinstance(raw, dict):
-        return {key: _numbers(value) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_numbers(value) for value in raw]
-    if isinstance(raw, str) and raw[:1] in "0123456789+-." and "e" in raw.lower():
-        try:
-            return float(raw)
-        except ValueError:
-            return raw
-    return raw
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
@@ -680,6 +699,8 @@ def explain(item: Any, fields: list[str]) -> str:
         return f"unknown key; {hint}allowed: {', '.join(fields)}"
     if item["type"] == "missing":
         return "is missing; add it"
+    if item["type"] == "string_type" and isinstance(item["input"], str | int | float | None):
+        return f"{item['input']!r} is read as no text; put it in quotes"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message

@@ -3,13 +3,14 @@ that its leaderboards can show what fine-tuning brings back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from gift_ray.config.names import slug
 from gift_ray.records.record import digest, write_json_atomic
-from gift_ray.report.summary import slug
 
 METRIC = "finetuning_resistance"
 
@@ -17,6 +18,7 @@ METRIC = "finetuning_resistance"
 def write_reports(
     units: pd.DataFrame,
     probes: pd.DataFrame,
+    concepts_of: Mapping[str, Sequence[str]],
     settings: dict[str, Any],
     timestamp: float,
     folder: Path,
@@ -26,13 +28,14 @@ def write_reports(
     Args:
         units: `comparison.units`: a row for each arm, concept, attack and seed.
         probes: `comparison.probes`: a row for each arm, model and probe.
+        concepts_of: the malicious concepts of each model of `probes`.
         settings: the study's configuration.
         timestamp: of the report, Unix seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for (arm, concept), rows in units.groupby(["arm", "concept"], sort=False):
-        its_models = [model for model in probes["model"] if concept in model.split(", ")]
+        its_models = [model for model in probes["model"] if concept in concepts_of[model]]
         kept = probes[(probes["arm"] == arm) & probes["model"].isin(its_models)]
         report = {
             "run_id": digest([arm, concept, settings])[:8],

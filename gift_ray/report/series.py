@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from gift_ray.config.names import slug
 from gift_ray.records.record import is_done
 from gift_ray.report.pictures import blurred, load
-from gift_ray.report.summary import slug
 from gift_ray.study.plan import Arm, Plan
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from gift_ray import THREAT_MODEL
+from gift_ray.config.names import slug
 from gift_ray.records.record import is_done, provenance
 from gift_ray.search.pareto import fronts
 from gift_ray.study.plan import Arm, Plan, protocol_id
@@ -97,8 +97,3 @@ def mean_curves(arms: Sequence[Arm], study_dir: Path) -> dict[str, dict[int, flo
                 for k, value in curve.items():
                     points.setdefault(k, []).append(value)
     return {name: {k: sum(v) / len(v) for k, v in points.items()} for name, points in found.items()}
-
-
-def slug(name: str) -> str:
-    """A concept's name in the letters that MLflow allows in a metric."""
-    return re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:100]

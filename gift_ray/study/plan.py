@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gift_ray import plugins
+from gift_ray.config.names import told_apart
 from gift_ray.config.schema import (
     AttackConfig,
     ConceptConfig,
@@ -365,11 +366,9 @@ def _arm(
 def attack_names(config: StudyConfig) -> dict[str, AttackConfig]:
     """The attacks, grids laid out, by a name of their own: `dreambooth`, `dreambooth-2`, ... for one used
     again."""
-    names: dict[str, AttackConfig] = {}
-    for attack in (member for each in config.attacks for member in each.members()):
-        again = sum(other.title == attack.title for other in names.values())
-        names[f"{attack.title}-{again + 1}" if again else attack.title] = attack
-    return names
+    attacks = [member for each in config.attacks for member in each.members()]
+    names = told_apart([attack.title for attack in attacks])
+    return dict(zip(names, attacks, strict=True))
 
 
 def _attack_step(

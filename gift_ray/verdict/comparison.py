@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from gift_ray.config.names import told_apart
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import read_record
@@ -29,14 +30,12 @@ UNIT = ["concept", "attack", "seed"]
 def layouts(config: StudyConfig) -> dict[str, Plan]:
     """arm -> the study with that defense, the undefended one first. What they share, they share by
     fingerprint."""
-    found: dict[str, Plan] = {}
-    for defense in (UNDEFENDED, config.defense, *config.rivals):
-        name = "undefended" if defense == UNDEFENDED else defense.title
-        again = sum(other.partition(" #")[0] == name for other in found)
-        found[f"{name} #{again + 1}" if again else name] = plan(
-            config.model_copy(update={"defense": defense})
-        )
-    return found
+    defenses = (UNDEFENDED, config.defense, *config.rivals)
+    titles = ["undefended" if each == UNDEFENDED else each.title for each in defenses]
+    return {
+        name: plan(config.model_copy(update={"defense": defense}))
+        for name, defense in zip(told_apart(titles, mark=" #"), defenses, strict=True)
+    }
 
 
 def steps(plans: Mapping[str, Plan]) -> list[Step]:

@@ -236,7 +236,7 @@ def search(path: str, **ends: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "path", ["defense.betta", "colour.red", "name.x.y", "attacks.4.learning_rate", "defense.name.x"]
+    "path", ["defense.betta", "defense.colour.red", "concepts.merge.rigde", "defense.name.x"]
 )
 def test_a_search_of_an_option_that_is_not_there_is_refused(
     path: str, write: Any, study: dict[str, Any]

@@ -226,9 +226,13 @@ def test_eval_unlearn_reports_carry_the_worst_case(
     config: StudyConfig, plans: dict[str, Any], tmp_path: Path
 ) -> None:
     rows, kept = (f(plans, config.study_dir) for f in (comparison.units, comparison.probes))
-    written = write_reports(rows, kept, {"name": "tiny"}, 1.5, tmp_path)
+    concepts_of = {"cat": ("cat",), "dog": ("dog",)}
+    written = write_reports(rows, kept, concepts_of, {"name": "tiny"}, 1.5, tmp_path)
     assert len(written) == 3 * 2  # arms, concepts
-    report = json.loads((tmp_path / "imma _ gift_dog_latest_report.json").read_text())
+    (path,) = [
+        path for path in written if path.name.startswith("imma _ gift-") and "dog" in path.name
+    ]
+    report = json.loads(path.read_text())
     mine = rows[(rows["arm"] == "imma + gift") & (rows["concept"] == "dog")]
     assert report["technique_name"] == "imma + gift"
     assert report["erase_concept"] == "dog"
