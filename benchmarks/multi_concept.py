@@ -19,7 +19,8 @@ from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import is_done
 from gift_ray.study.execute import execute
 from gift_ray.study.load import configure, load_study
-from gift_ray.study.plan import Step, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import Step
 from gift_ray.verdict.comparison import as_text
 from gift_ray.verdict.multi_concept import cost, matrix, standing
 from gift_ray.verdict.scorecard import scorecard

@@ -20,7 +20,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import psutil
 import ray
@@ -30,8 +32,10 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.config.schema import ClusterConfig
 from gift_ray.records.record import read_record
 from gift_ray.records.storage import Storage
+from gift_ray.study.journal import Journal
 from gift_ray.study.load import load_study
-from gift_ray.study.plan import Step, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import Inputs, Step
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # The demo's attack on the undefended model: 20 steps, 16 images, each unit with a seed of its own.
@@ -80,12 +84,25 @@ def independent_attacks(folder: str, count: int) -> list[Step]:
     return [step.inputs["images"] for (concept, _, _), step in attacks.items() if concept == "cat"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Step):
+    """A step whose work is never called for: `do_nothing` stands in its place."""
+
+    kind: ClassVar[str] = "nothing"
+    version: ClassVar[int] = 1
+
+    number: int
+
+    def identity(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
+        return {}
+
+
 def scheduling(workers: int, units: int) -> None:
     """Units that do nothing through the real run_steps, `workers` of them in flight."""
-    nothing = [
-        Step(kind="evaluate", label=f"nothing {i}", spec={}, identity={"i": i})
-        for i in range(FIRST + units)
-    ]
+    nothing = [Nothing(label=f"nothing {i}", number=i) for i in range(FIRST + units)]
     run._unit = ray.remote(max_calls=0, resources={"process": 1})(do_nothing)  # type: ignore[assignment]
     driver = psutil.Process()
     with tempfile.TemporaryDirectory() as folder, cluster(workers):

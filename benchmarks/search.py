@@ -29,7 +29,8 @@ from gift_ray.search import costs
 from gift_ray.search.sampler import Outcome, evaluate, is_hopeless, propose
 from gift_ray.study.execute import execute
 from gift_ray.study.load import configure, load_study
-from gift_ray.study.plan import closure, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import closure
 from gift_ray.verdict.scorecard import scorecard
 
 POINTS = (9, 5)

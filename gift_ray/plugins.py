@@ -78,6 +78,10 @@ class Defense(Plugin):
 
     trains: ClassVar[bool] = True
 
+    def members(self) -> Sequence[Defense]:
+        """The defenses that it is made of, in their order: itself, unless it is a chain."""
+        return [self]
+
     @abstractmethod
     def immunize(
         self,

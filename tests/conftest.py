@@ -23,7 +23,7 @@ from tiny import make_examples, make_pipeline
 from gift_ray.config.schema import ModelConfig
 from gift_ray.models.families import base_model
 from gift_ray.models.stable_diffusion import StableDiffusion
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples
 
 torch.set_num_threads(1)

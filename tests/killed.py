@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 
 
 class Killed(Exception):

@@ -27,7 +27,8 @@ from gift_ray.report.outline import write_comparison
 from gift_ray.report.page import write_report
 from gift_ray.report.summary import summarize_comparison
 from gift_ray.study.load import check_data, load_study
-from gift_ray.study.plan import Plan, Step
+from gift_ray.study.plan import Plan
+from gift_ray.study.step import Step
 from gift_ray.verdict import comparison
 
 

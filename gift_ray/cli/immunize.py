@@ -24,8 +24,10 @@ from gift_ray.cluster.session import session
 from gift_ray.records.record import write_json_atomic
 from gift_ray.records.release import export
 from gift_ray.report.summary import arm_summary
+from gift_ray.study.immunization import before_added
 from gift_ray.study.load import check_data, load_study
-from gift_ray.study.plan import Plan, before_added, closure, plan
+from gift_ray.study.plan import Plan, plan
+from gift_ray.study.step import closure
 from gift_ray.verdict.comparison import as_text
 from gift_ray.verdict.multi_concept import cost, matrix, regressions, standing
 from gift_ray.verdict.scorecard import scorecard

@@ -32,7 +32,9 @@ from gift_ray.report.summary import arm_summary, mean_curves, summarize, trial_c
 from gift_ray.search import costs
 from gift_ray.search.confirm import Judgement, finalists, held_out, judge
 from gift_ray.study.load import check_data, configure, load_study
-from gift_ray.study.plan import Arm, Plan, Step, closure, plan, verdict_id
+from gift_ray.study.plan import Arm, Plan, plan
+from gift_ray.study.protocol import verdict_id
+from gift_ray.study.step import Step, closure
 from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
 from gift_ray.verdict.scorecard import scorecard

@@ -22,8 +22,8 @@ from gift_ray.cluster.train import attempt, lost, train
 from gift_ray.config.schema import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
 from gift_ray.records.storage import Storage, storage_of
-from gift_ray.study.plan import JOURNALED, Step, closure
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
+from gift_ray.study.step import Step, closure
 
 
 def run_steps(
@@ -134,7 +134,7 @@ def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
 @ray.remote(max_calls=0)
 def _unit(step: Step, storage: Storage, checkpoint_every: int) -> GiftError | None:
     here = storage.on_node()
-    if step.kind not in JOURNALED:
+    if not step.trains:
         return attempt(step, here)
     journal = _StoredJournal(step.checkpoint(here.study_dir), checkpoint_every, here)
     with notice() as journal.leaving:

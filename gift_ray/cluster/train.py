@@ -19,9 +19,9 @@ from gift_ray.config.schema import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
 from gift_ray.records.record import load_state, save_state
 from gift_ray.records.storage import Storage
-from gift_ray.study.execute import assist, execute
-from gift_ray.study.plan import Step
-from gift_ray.study.stages import Journal
+from gift_ray.study.execute import execute, verified_inputs
+from gift_ray.study.journal import Journal
+from gift_ray.study.step import Step
 from gift_ray.training import parallel
 
 STATE = "state.safetensors"
@@ -70,7 +70,7 @@ def train(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
             "every": cluster.checkpoint_every,
         },
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers_per_immunization if step.kind == "immunize" else 1,
+            num_workers=cluster.workers_per_immunization if step.data_parallel else 1,
             use_gpu=cluster.gpus_per_unit > 0,
             resources_per_worker={"CPU": cluster.cpus_per_unit}
             | ({"GPU": cluster.gpus_per_unit} if cluster.gpus_per_unit else {}),
@@ -137,6 +137,11 @@ def attempt(
             raise
         return ClusterFailed(f"{step.label}: storage is full ({error}); make room, then run again")
     return None
+
+
+def assist(step: Step, study_dir: Path, *, journal: Journal) -> None:
+    """Train beside the worker that executes the step; leaves nothing."""
+    step.assist(verified_inputs(step, study_dir), journal)
 
 
 def lost(error: Exception, cluster: ClusterConfig) -> str:

@@ -20,7 +20,9 @@ from gift_ray.records.trials import Trial, earlier_trials, ledger_of
 from gift_ray.search import costs
 from gift_ray.search.sampler import Outcome, Search, evaluate
 from gift_ray.study.load import configure
-from gift_ray.study.plan import Step, plan, protocol_id
+from gift_ray.study.plan import plan
+from gift_ray.study.protocol import protocol_id
+from gift_ray.study.step import Step
 
 __all__ = ["Trial", "search"]
 

@@ -9,21 +9,21 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
-from gift_ray import plugins
-from gift_ray.config.schema import AttackConfig
-from gift_ray.data import examples
 from gift_ray.errors import ConfigError
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.checkpoints import save_delta
 from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done
-from gift_ray.study import stages
-from gift_ray.study.plan import Arm, Plan, Step
+from gift_ray.study.execute import verified_inputs
+from gift_ray.study.journal import Journal
+from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.step import Step
+from gift_ray.study.steps.attack_model import AttackModel
 
 Format = Literal["diffusers", "delta", "lora", "kohya"]
 
 
-class _Forgetful(stages.Journal):
+class _Forgetful(Journal):
     """Keeps no checkpoint: an adapter's training is short, and ends with its file."""
 
     def write(self, step: int, checkpoint: dict[str, Any]) -> None:
@@ -47,32 +47,28 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
             attack trains no adapter; something is at `path` already.
     """
     arm = _arm_against(plan, concept)
-    step = (
-        arm.immunize if form in ("diffusers", "delta") else _attack_of(arm, concept, attack, seed)
-    )
-    _require_done(plan, arm.immunize, *step.inputs.values())
+    adapter = _attack_of(arm, concept, attack, seed) if form in ("lora", "kohya") else None
+    _require_done(plan, arm.immunize, *(adapter.inputs.values() if adapter else ()))
     if path.exists():
         raise ConfigError(f"--to: {path} is there already; give another place")
     base = base_model(plan.config.model)
-    model = base.with_weights(_folder(plan, arm.immunize) / "unet.safetensors")
-    if form in ("lora", "kohya"):
-        model = attacked(plan, step, model)
+    if adapter:
+        model = attacked(plan, adapter)
+    else:
+        model = base.with_weights(_folder(plan, arm.immunize) / "unet.safetensors")
     _write(base, model, form, path)
 
 
-def attacked(plan: Plan, step: Step, released: Backbone) -> Backbone:
-    """The model at the end of an attack step, trained again as the stage trained it.
+def attacked(plan: Plan, step: AttackModel) -> Backbone:
+    """The model at the end of an attack step, trained again as the step trained it.
 
     Raises:
         ConfigError: the attack trains no adapter.
     """
-    config = AttackConfig.model_validate(step.spec["attack"])
-    plugin: plugins.Attack = plugins.build("attacks", config.name, config.options)
-    d_a = examples.load_examples(_folder(plan, step.inputs["concept"]) / "D_A.safetensors")
-    seeds = stages.attack_seeds(step.spec["seed"])
-    *_, (_, model) = plugin.finetune(released, d_a, seeds=seeds, report=_Forgetful(every=1))
+    inputs = verified_inputs(step, plan.config.study_dir)
+    *_, (_, model) = step.finetune(inputs, _Forgetful(every=1))
     if not model.has_adapter:
-        raise ConfigError(f"--attack: {config.name} trains no adapter; give lora")
+        raise ConfigError(f"--attack: {step.attack.name} trains no adapter; give lora")
     return model
 
 
@@ -84,14 +80,16 @@ def _arm_against(plan: Plan, concept: str) -> Arm:
     return found
 
 
-def _attack_of(arm: Arm, concept: str, attack: str, seed: int) -> Step:
+def _attack_of(arm: Arm, concept: str, attack: str, seed: int) -> AttackModel:
     key = (concept, attack, seed)
     if key not in arm.attacks:
         known = ", ".join(f"{name} with seed {s}" for c, name, s in arm.attacks if c == concept)
         raise ConfigError(
             f"--attack: no {attack} with seed {seed} on {concept!r}; there are: {known}"
         )
-    return arm.attacks[key].inputs["images"]
+    step = arm.attacks[key].inputs["images"]
+    assert isinstance(step, AttackModel)
+    return step
 
 
 def _folder(plan: Plan, step: Step) -> Path:

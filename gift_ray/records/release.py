@@ -16,7 +16,8 @@ from gift_ray.models.families import base_model
 from gift_ray.models.locate import identity, locate
 from gift_ray.records.manifest import seal
 from gift_ray.records.record import canonical, digest
-from gift_ray.study.plan import Arm, Plan, attack_names, verdict_id
+from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.protocol import attack_names, verdict_id
 from gift_ray.verdict.scoring import Scorecard
 
 # Of a scorecard, what the card and the registry's tags tell, and what it says.

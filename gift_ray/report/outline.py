@@ -15,7 +15,8 @@ from typing import Any
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import digest, provenance, write_json_atomic
 from gift_ray.report.summary import arm_summary
-from gift_ray.study.plan import Arm, Plan, Step, closure
+from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.step import Step, closure
 
 STUDY = "study.json"
 TRIALS = "trials"

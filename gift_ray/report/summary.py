@@ -13,7 +13,8 @@ from gift_ray import THREAT_MODEL
 from gift_ray.config.names import slug
 from gift_ray.records.record import is_done, provenance
 from gift_ray.search.pareto import fronts
-from gift_ray.study.plan import Arm, Plan, protocol_id
+from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.protocol import protocol_id
 from gift_ray.verdict.scorecard import curves, scorecard
 
 

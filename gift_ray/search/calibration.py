@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,10 @@ from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import base_model
-from gift_ray.plugins import MetricContext
+from gift_ray.plugins import MetricContext, Plugin
 from gift_ray.records.record import canonical, peak_memory_bytes
-from gift_ray.study import stages
+from gift_ray.study.drawing import draw
+from gift_ray.study.journal import Journal
 from gift_ray.training.diffusion import Examples, Seeds
 
 # Timed after the first, which pays for what is set up once.
@@ -28,8 +29,8 @@ IMAGES = 2
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds: of a plug-in's whole training by its specification (canonical JSON), of an image drawn,
-    of one measured. `peak_memory_bytes` of the process that did all of it."""
+    """Seconds: of each plug-in's whole training (by `key`), of an image drawn, of one measured.
+    `peak_memory_bytes` of the process that did all of it."""
 
     training: dict[str, float]
     draw: float
@@ -41,7 +42,7 @@ class Enough(Exception):
     """The training has run for as long as it had to."""
 
 
-class Stopwatch(stages.Journal):
+class Stopwatch(Journal):
     """A report that times a training's steps, and ends it after some."""
 
     def __init__(self) -> None:
@@ -63,14 +64,14 @@ class Stopwatch(stages.Journal):
         return (ended - began) / (last - first) if last > first else 0.0
 
 
-def calibrate(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Rates:
+def calibrate(config: StudyConfig, trained: Sequence[Plugin]) -> Rates:
     """Time a study's own plug-ins, prompts and metrics on noise; seconds on a laptop.
 
     Args:
-        specs: the plug-ins to time, with their options, by kind (`defenses`, `attacks`).
+        trained: the defenses and attacks to time.
     """
     with _threads(max(1, int(config.cluster.cpus_per_unit))):
-        return _rates(config, specs)
+        return _rates(config, trained)
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _rates(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Rates:
+def _rates(config: StudyConfig, trained: Sequence[Plugin]) -> Rates:
     base, evaluation = base_model(config.model), config.evaluation
     random, px = np.random.default_rng(0), base.resolution
     pictures = [
@@ -92,16 +93,10 @@ def _rates(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Ra
     ]
     words = [config.concepts.malicious[0].validation_prompts[0]] * IMAGES
     examples = base.encode(pictures, words, [str(i) for i in range(IMAGES)])
-    training = {
-        canonical(spec): sum(
-            _training_seconds(part, base, examples) for part in members(kind, spec)
-        )
-        for kind, several in specs.items()
-        for spec in several
-    }
+    training = {key(plugin): _training_seconds(plugin, base, examples) for plugin in trained}
 
     began = time.perf_counter()
-    images = stages.draw(base, words, evaluation, 0)
+    images = draw(base, words, evaluation, 0)
     drawn = time.perf_counter() - began
     context = MetricContext(tuple(words), tuple(pictures), evaluation.encoders.model_dump())
     measured = 0.0
@@ -115,12 +110,9 @@ def _rates(config: StudyConfig, specs: Mapping[str, list[dict[str, Any]]]) -> Ra
     return Rates(training, drawn / IMAGES, measured / IMAGES, peak_memory_bytes())
 
 
-def members(kind: str, spec: Mapping[str, Any]) -> list[Any]:
-    """The plug-ins behind a specification that train: those of a chain, or the one."""
-    options = {name: value for name, value in spec.items() if name not in ("name", "label")}
-    plugin: Any = plugins.build(kind, spec["name"], options)
-    parts = plugin.members() if spec["name"] == "chain" else [plugin]
-    return [part for part in parts if kind == "attacks" or hasattr(part, "max_train_steps")]
+def key(plugin: Plugin) -> str:
+    """The text of a plug-in's identity: two of one text train alike."""
+    return canonical(plugin.identity())
 
 
 def _training_seconds(plugin: Any, base: Backbone, examples: Examples) -> float:

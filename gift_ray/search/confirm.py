@@ -13,7 +13,8 @@ from typing import Any
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.study.load import configure
-from gift_ray.study.plan import Arm, Plan, Step, plan
+from gift_ray.study.plan import Arm, Plan, plan
+from gift_ray.study.step import Step
 from gift_ray.verdict import gate
 from gift_ray.verdict.scorecard import scorecard
 from gift_ray.verdict.scoring import Scorecard

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gift_ray.plugins import Plugin
 from gift_ray.records.record import (
     Record,
     canonical,
@@ -20,19 +21,11 @@ from gift_ray.records.record import (
     write_json_atomic,
 )
 from gift_ray.records.trials import Trial
-from gift_ray.search.calibration import Rates, calibrate, members
-from gift_ray.study.plan import Plan, Step
+from gift_ray.search.calibration import Rates, calibrate, key
+from gift_ray.study.plan import Plan
+from gift_ray.study.step import Step
 
 ESTIMATE = "estimate.json"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step does: training steps, images drawn, images measured."""
-
-    training_steps: int = 0
-    drawn: int = 0
-    measured: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,39 +45,9 @@ def seconds(steps: Iterable[Step], study_dir: Path, clock: str = "seconds") -> f
     return sum(read_claim(f).provenance[clock] for f in sorted(folders) if is_done(f))
 
 
-def work(step: Step) -> Work:
-    """What a step will do, by its specification."""
-    spec = step.spec
-    if step.kind == "immunize":
-        parts = members("defenses", spec["defense"])
-        return Work(sum(part.max_train_steps for part in parts))
-    if step.kind == "attack":
-        (plugin,) = members("attacks", spec["attack"])
-        steps = plugin.evaluation_steps()
-        return Work(steps[-1], len(steps) * _asked(spec))
-    if step.kind == "sample":
-        return Work(drawn=_asked(spec))
-    if step.kind == "evaluate":
-        return Work(measured=work(step.inputs["images"]).drawn)
-    return Work()
-
-
-def _asked(spec: Mapping[str, Any]) -> int:
-    return len(spec["prompts"]) * int(spec["evaluation"]["num_images_per_prompt"])
-
-
-def specs(steps: Iterable[Step]) -> dict[str, list[dict[str, Any]]]:
-    """The plug-ins that train in these steps, by kind, each once."""
-    found: dict[str, dict[str, dict[str, Any]]] = {"defenses": {}, "attacks": {}}
-    for step in steps:
-        spec = _trained(step)
-        if spec:
-            found["defenses" if step.kind == "immunize" else "attacks"][canonical(spec)] = spec
-    return {kind: list(several.values()) for kind, several in found.items()}
-
-
-def _trained(step: Step) -> dict[str, Any]:
-    return step.spec.get("defense") or step.spec.get("attack") or {}
+def trained_plugins(steps: Iterable[Step]) -> list[Plugin]:
+    """The plug-ins that train in these steps, each once."""
+    return list({key(p): p for step in steps for p in step.trained_plugins()}.values())
 
 
 def estimate(steps: Sequence[Step], study_dir: Path, rates: Rates | None) -> Estimate:
@@ -107,8 +70,8 @@ def estimate(steps: Sequence[Step], study_dir: Path, rates: Rates | None) -> Est
             total += fmean(r.provenance["seconds"] for r in known)
             peaks += [r.provenance.get("peak_memory_bytes", 0) for r in known]
         elif rates:
-            todo = work(step)
-            total += rates.training.get(canonical(_trained(step)), 0.0)
+            todo = step.work()
+            total += sum(rates.training[key(plugin)] for plugin in step.trained_plugins())
             total += rates.draw * todo.drawn + rates.measure * todo.measured
             peaks.append(rates.peak_memory_bytes)
         else:
@@ -142,7 +105,9 @@ def forecast(
     if any(part.unknown for part in found.values()):
         if config.cluster.gpus_per_unit and not torch.cuda.is_available():
             return ["cost: unknown; units ask for a GPU, and this machine has none to be timed on"]
-        rates = calibrate(config, specs(step for steps in parts.values() for step in steps))
+        rates = calibrate(
+            config, trained_plugins(step for steps in parts.values() for step in steps)
+        )
         source += f" and a calibration on {provenance()['device']}"
         found = {name: estimate(steps, study_dir, rates) for name, steps in parts.items()}
 
@@ -161,7 +126,7 @@ def forecast(
 
 
 def _in_words(name: str, steps: Sequence[Step], found: Estimate) -> str:
-    todo = [work(step) for step in steps]
+    todo = [step.work() for step in steps]
     training, drawn = (sum(getattr(w, part) for w in todo) for part in ("training_steps", "drawn"))
     return f"{name}: {training} training steps, {drawn} images, {found.seconds:.0f} s"
 

@@ -30,7 +30,9 @@ from gift_ray.errors import UnitFailed
 from gift_ray.records.trials import FAILED, Ledger, State, Trial
 from gift_ray.search import costs
 from gift_ray.study.load import configure, holds
-from gift_ray.study.plan import Arm, Plan, Step, attack_names, plan
+from gift_ray.study.plan import Arm, Plan, plan
+from gift_ray.study.protocol import attack_names
+from gift_ray.study.step import Step
 from gift_ray.training.diffusion import Seeds
 from gift_ray.verdict.scorecard import outlook, scorecard
 

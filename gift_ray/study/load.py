@@ -13,9 +13,12 @@ from gift_ray.errors import ConfigError, DataError, GiftError
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.families import check_base
 from gift_ray.records.trials import earlier_trials
-from gift_ray.study import stages
 from gift_ray.study.expand import each_concept
-from gift_ray.study.plan import of_steps, protocol_id
+from gift_ray.study.immunization import of_steps
+from gift_ray.study.measuring import is_published
+from gift_ray.study.protocol import protocol_id
+from gift_ray.study.steps.prepare_concept import check_concept
+from gift_ray.study.steps.prepare_prior import check_prior
 
 
 def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
@@ -30,7 +33,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     check_similarities(config)
     check_base(config.model)
     for role, name in config.evaluation.encoders.model_dump().items():
-        if not (role == "lpips" and name in ("alex", "vgg", "squeeze")):
+        if not is_published(role, name):
             locate_encoder(role, name)
     if config.search and config.search.warm_start:
         earlier_trials(config.search.warm_start, config.search.space, protocol_id(config))
@@ -46,11 +49,11 @@ def check_data(config: StudyConfig) -> None:
     mistakes: list[str] = []
     for concept in (*config.concepts.malicious, *config.concepts.safe):
         try:
-            stages.check_concept(concept, config.seed)
+            check_concept(concept, config.seed)
         except GiftError as error:
             mistakes += error.mistakes
     try:
-        stages.check_prior(config.prior, config.seed)
+        check_prior(config.prior, config.seed)
     except GiftError as error:
         mistakes += error.mistakes
     if mistakes:

@@ -17,7 +17,9 @@ from gift_ray.config.names import told_apart
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import read_record
-from gift_ray.study.plan import UNDEFENDED, Arm, Plan, Step, closure, plan
+from gift_ray.study.immunization import NO_DEFENSE
+from gift_ray.study.plan import Arm, Plan, plan
+from gift_ray.study.step import Step, closure
 from gift_ray.training.diffusion import Seeds
 from gift_ray.verdict.intervals import Interval, interval, paired_difference
 from gift_ray.verdict.labels import COLUMNS, LABELS
@@ -30,8 +32,8 @@ UNIT = ["concept", "attack", "seed"]
 def layouts(config: StudyConfig) -> dict[str, Plan]:
     """arm -> the study with that defense, the undefended one first. What they share, they share by
     fingerprint."""
-    defenses = (UNDEFENDED, config.defense, *config.rivals)
-    titles = ["undefended" if each == UNDEFENDED else each.title for each in defenses]
+    defenses = (NO_DEFENSE, config.defense, *config.rivals)
+    titles = ["undefended" if each == NO_DEFENSE else each.title for each in defenses]
     return {
         name: plan(config.model_copy(update={"defense": defense}))
         for name, defense in zip(told_apart(titles, mark=" #"), defenses, strict=True)

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from gift_ray.records.record import read_claim
-from gift_ray.study.plan import Arm, Plan, Step, closure
+from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.step import Step, closure
 from gift_ray.verdict.comparison import images_seen
 from gift_ray.verdict.scorecard import recoveries, scorecard
 

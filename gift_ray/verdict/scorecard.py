@@ -12,7 +12,8 @@ from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import read_record
-from gift_ray.study.plan import Arm, Plan, Step
+from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.step import Step
 from gift_ray.verdict import scoring
 from gift_ray.verdict.labels import Levels, label_images
 

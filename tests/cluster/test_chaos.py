@@ -33,7 +33,7 @@ from gift_ray.config.schema import ModelConfig, StudyConfig
 from gift_ray.records.record import RECORD, read_record
 from gift_ray.study.execute import execute
 from gift_ray.study.load import load_study
-from gift_ray.study.plan import Step, closure
+from gift_ray.study.step import Step, closure
 from gift_ray.verdict import comparison
 from gift_ray.verdict.scorecard import scorecard
 

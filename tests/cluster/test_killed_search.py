@@ -21,7 +21,8 @@ from gift_ray.records.storage import Storage
 from gift_ray.records.trials import Ledger, Trial, ledger_of
 from gift_ray.search.sampler import Search, evaluate
 from gift_ray.study.execute import execute
-from gift_ray.study.plan import closure, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import closure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

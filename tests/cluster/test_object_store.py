@@ -26,7 +26,8 @@ from gift_ray.records.record import is_done, load_state, read_record, save_state
 from gift_ray.records.storage import storage_of
 from gift_ray.study.execute import execute
 from gift_ray.study.load import configure
-from gift_ray.study.plan import Step, closure, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import Step, closure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -30,7 +30,8 @@ from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done, load_state, read_record
 from gift_ray.records.storage import Storage
 from gift_ray.study.execute import execute
-from gift_ray.study.plan import Step, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import Step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -172,8 +173,7 @@ def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_config, tmp_path):
-    step = plan(study(tiny_config)).undefended.immunize
-    for needed in step.inputs.values():
+    for needed in immunize_step(study(tiny_config)).inputs.values():
         with full_disk():
             failed = attempt(needed, Storage(tmp_path))
         assert isinstance(failed, ClusterFailed)

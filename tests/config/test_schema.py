@@ -13,7 +13,7 @@ from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig, load_config, resolve_output_dir, with_values
 from gift_ray.errors import ConfigError, ModelError
 from gift_ray.study.load import load_study
-from gift_ray.study.plan import attack_names
+from gift_ray.study.protocol import attack_names
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Attack, available, resolve
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 # Options that keep a run short and let a random model learn; only those that an attack has are given.

@@ -14,7 +14,7 @@ from tiny import same_weights, weights
 
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Defense, available, resolve
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 # Options that keep a run short; only those that a defense has are given.

@@ -17,7 +17,8 @@ from gift_ray.config.schema import ConceptConfig, PriorConfig
 from gift_ray.data import examples
 from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage, build
-from gift_ray.study import stages
+from gift_ray.study.steps.prepare_concept import check_concept
+from gift_ray.study.steps.prepare_prior import check_prior
 from gift_ray.training.diffusion import Seeds
 
 
@@ -45,7 +46,7 @@ def concept(folder: Path, **more: object) -> ConceptConfig:
 def refusal(folder: Path, **more: object) -> str:
     """The one line that a bad folder is refused with."""
     with pytest.raises(DataError) as error:
-        stages.check_concept(concept(folder, **more), seed=0)
+        check_concept(concept(folder, **more), seed=0)
     (line,) = error.value.mistakes
     assert "\n" not in line
     return line
@@ -98,7 +99,7 @@ def test_a_bad_image_of_the_prior_is_refused_by_name(folder: Path) -> None:
     (folder / "bad.png").write_text("not an image")
     source = {"name": "folder", "path": str(folder), "caption": "a cat"}
     with pytest.raises(DataError, match=r"bad\.png: not a readable image"):
-        stages.check_prior(PriorConfig(source=source), seed=0)
+        check_prior(PriorConfig(source=source), seed=0)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -135,10 +136,10 @@ def test_the_attackers_own_source_may_not_hold_the_defenders_images(
     other.mkdir()
     picture(10).save(other / "new.png")
     both = concept(folder).model_copy(update={"attack_source": concept(other).source})
-    stages.check_concept(both, seed=0)
+    check_concept(both, seed=0)
     picture(2).save(other / "leaked.png")
     with pytest.raises(DataError, match=r"cat 2\.png and leaked\.png are the same image"):
-        stages.check_concept(both, seed=0)
+        check_concept(both, seed=0)
 
 
 def test_every_usual_kind_of_image_is_read_as_rgb(folder: Path) -> None:
@@ -257,7 +258,7 @@ def test_the_split_is_disjoint_and_follows_content_and_seed_alone(
 def test_drawings_that_people_can_tell_apart_are_not_called_copies(match: str) -> None:
     source = {"name": "openmoji", "match": match, "caption": "an emoji"}
     emoji = ConceptConfig(name="emoji", source=source, validation_prompts=("an emoji",))
-    stages.check_concept(emoji, seed=0)
+    check_concept(emoji, seed=0)
 
 
 def test_examples_come_back_from_disk_as_they_were(tmp_path: Path) -> None:

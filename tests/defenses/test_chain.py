@@ -19,7 +19,7 @@ from gift_ray.defenses.post_immunization import PostImmunization
 from gift_ray.errors import ConfigError
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Defense
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 SEEDS = Seeds(11)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gift_ray.defenses.esd import Esd, erased
 from gift_ray.errors import UnitFailed
 from gift_ray.models.stable_diffusion import StableDiffusion
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 SEEDS = Seeds(11)

@@ -25,7 +25,7 @@ from gift_ray.defenses.gift import (
 )
 from gift_ray.errors import UnitFailed
 from gift_ray.models.stable_diffusion import StableDiffusion
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, concatenate, dot
 from gift_ray.training.loop import LossScale
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from gift_ray.defenses.imma import Imma
 from gift_ray.errors import UnitFailed
 from gift_ray.models.stable_diffusion import StableDiffusion
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 SEEDS = Seeds(11)

@@ -14,7 +14,7 @@ from tiny import same_weights, weights
 import gift_ray.defenses
 from gift_ray import plugins
 from gift_ray.models.stable_diffusion import StableDiffusion
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 DEFENSE = '''

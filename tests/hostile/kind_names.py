@@ -11,7 +11,8 @@ from typing import Any
 from battery import STUDY, Case, study
 
 from gift_ray.config.names import slug
-from gift_ray.study.plan import attack_names, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.protocol import attack_names
 
 TITLE = "Two things of one name"
 CAT = STUDY["concepts"]["malicious"][0]

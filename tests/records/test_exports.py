@@ -74,7 +74,7 @@ def test_an_adapter_is_the_attack_trained_again(layout: Plan, tmp_path: Path) ->
 
 
 def drawn(layout: Plan, model: Any) -> list[bytes]:
-    from gift_ray.study.stages import draw
+    from gift_ray.study.drawing import draw
 
     return [image.tobytes() for image in draw(model, ["a cat"], layout.config.evaluation, 0)]
 

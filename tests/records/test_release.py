@@ -17,7 +17,8 @@ from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.records.manifest import MANIFEST, verify
 from gift_ray.records.release import export, licence_of, registry_tags
 from gift_ray.study.execute import execute
-from gift_ray.study.plan import Plan, closure, plan
+from gift_ray.study.plan import Plan, plan
+from gift_ray.study.step import closure
 from gift_ray.tracking import served_model
 from gift_ray.verdict.scoring import ConceptVerdict, Scorecard
 

@@ -18,7 +18,8 @@ from gift_ray.models.builtin import BUNDLE
 from gift_ray.search.confirm import Finalist, Judgement, finalists, held_out, judge
 from gift_ray.study.execute import execute
 from gift_ray.study.load import configure
-from gift_ray.study.plan import Step, closure, plan
+from gift_ray.study.plan import plan
+from gift_ray.study.step import Step, closure
 from gift_ray.verdict.scorecard import scorecard
 
 UNET = BUNDLE / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"

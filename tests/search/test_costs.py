@@ -13,13 +13,13 @@ from PIL import Image
 from tiny import make_encoders, tiny_study
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.records.record import canonical, read_record
+from gift_ray.records.record import read_record
 from gift_ray.records.trials import Trial
-from gift_ray.search import costs
-from gift_ray.search.calibration import calibrate
-from gift_ray.study import stages
+from gift_ray.search import calibration, costs
+from gift_ray.search.calibration import calibrate, key
 from gift_ray.study.execute import execute
-from gift_ray.study.plan import Plan, Step, closure, plan
+from gift_ray.study.plan import Plan, plan
+from gift_ray.study.step import Step, Work, closure
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def step(layout: Plan) -> Callable[[str], Step]:
 
 def test_work_is_known_before_it_is_done(layout: Plan, step: Callable[[str], Step]) -> None:
     (attacked,) = layout.defended[0].attacks.values()
-    assert costs.work(step("immunize")) == costs.Work(training_steps=20)
-    assert costs.work(step("attack")) == costs.Work(training_steps=9, drawn=3 * 2)
-    assert costs.work(step("sample")) == costs.Work(drawn=2 * 2)
-    assert costs.work(attacked) == costs.Work(measured=3 * 2)
+    assert step("immunize").work() == Work(training_steps=20)
+    assert step("attack").work() == Work(training_steps=9, drawn=3 * 2)
+    assert step("sample").work() == Work(drawn=2 * 2)
+    assert attacked.work() == Work(measured=3 * 2)
 
 
 def test_what_is_done_costs_what_it_took_and_its_like_as_much(
@@ -82,13 +82,13 @@ def test_a_calibration_computes_with_as_many_threads_as_a_unit(
 
     def draw(*arguments: Any) -> list[Image.Image]:
         asked.append(torch.get_num_threads())
-        return stages_draw(*arguments)
+        return real_draw(*arguments)
 
-    stages_draw = stages.draw
-    monkeypatch.setattr(stages, "draw", draw)
+    real_draw = calibration.draw
+    monkeypatch.setattr(calibration, "draw", draw)
     before = torch.get_num_threads()
     cluster = layout.config.cluster.model_copy(update={"cpus_per_unit": before + 1.0})
-    calibrate(layout.config.model_copy(update={"cluster": cluster}), {})
+    calibrate(layout.config.model_copy(update={"cluster": cluster}), [])
     assert asked == [before + 1]
     assert torch.get_num_threads() == before
 
@@ -97,9 +97,10 @@ def test_a_calibration_times_every_part_and_the_account_holds_it_to_it(layout: P
     arm, study_dir = layout.defended[0], layout.config.study_dir
     shared = {s.fingerprint for s in layout.shared()}
     each = [s for s in arm.steps() if s.fingerprint not in shared]
-    specs = costs.specs(each)
-    rates = calibrate(layout.config, specs)
-    assert set(rates.training) == {canonical(s) for kind in specs.values() for s in kind}
+    trained = costs.trained_plugins(each)
+    assert len(trained) == 3, "both members of the chain, and the attack"
+    rates = calibrate(layout.config, trained)
+    assert set(rates.training) == {key(plugin) for plugin in trained}
     assert min(*rates.training.values(), rates.draw, rates.measure) > 0
 
     attack = [step for step in each if step.kind == "attack"]

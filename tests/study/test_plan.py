@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from tiny import make_encoders
+from tiny import make_encoders, make_pipeline
 
 from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
@@ -18,8 +18,14 @@ from gift_ray.errors import ConfigError, DataError
 from gift_ray.records.record import is_done, read_record
 from gift_ray.search.sampler import evaluate, rungs
 from gift_ray.study.execute import execute
+from gift_ray.study.immunization import before_added
 from gift_ray.study.load import check_data, check_similarities, configure, load_study
-from gift_ray.study.plan import Plan, Step, before_added, closure, plan, protocol_id, verdict_id
+from gift_ray.study.plan import Plan, plan
+from gift_ray.study.protocol import protocol_id, verdict_id
+from gift_ray.study.step import Step, closure
+from gift_ray.study.steps.evaluate_images import EvaluateImages
+from gift_ray.study.steps.immunize_model import ImmunizeModel
+from gift_ray.study.steps.sample_images import SampleImages
 from gift_ray.verdict.labels import LABELS
 from gift_ray.verdict.scorecard import curves, labelled_scores, outlook, scorecard, scores
 
@@ -136,6 +142,27 @@ def test_where_and_how_it_runs_is_not_identity(path: str, value: Any, raw: dict[
     assert changed(plan(study(raw)), plan(study(raw, **{path: value}))) == set()
 
 
+def test_another_base_is_another_undefended_model(raw: dict[str, Any], tmp_path: Path) -> None:
+    make_pipeline(tmp_path / "other", seed=1)
+    before = plan(study(raw)).undefended
+    after = plan(
+        study(raw, model__pretrained_model_name_or_path=str(tmp_path / "other"))
+    ).undefended
+    assert before.immunize.fingerprint != after.immunize.fingerprint
+    known = {step.fingerprint for step in before.steps()}
+    assert not [step.label for step in after.steps() if step.fingerprint in known]
+
+
+def test_other_safe_images_change_what_is_trained_and_nothing_undefended(
+    raw: dict[str, Any],
+) -> None:
+    wolf = {"name": "openmoji", "match": "^(WOLF|FOX)( FACE)?$", "caption": "a wolf"}
+    before, after = plan(study(raw)), plan(study(raw, prior__source=wolf))
+    assert kinds(before, after) == {"prepare_prior", "immunize", "attack", "sample", "evaluate"}
+    undefended = [[s.fingerprint for s in layout.undefended.steps()] for layout in (before, after)]
+    assert undefended[0] == undefended[1]
+
+
 def test_the_place_of_a_folder_is_not_identity_but_its_content_is(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -196,8 +223,9 @@ def test_a_merged_model_is_polished_by_a_short_defense_that_starts_from_it(
     (polished,) = plan(study(raw, **merge, concepts__merge__polish_steps=2)).defended
     assert polished.immunize.kind == "immunize"
     assert polished.immunize.inputs["model"].fingerprint == merged.immunize.fingerprint
-    assert polished.immunize.spec["defense"]["max_train_steps"] == 2
-    assert polished.immunize.spec["concepts"] == ["cat", "dog"]
+    assert polished.immunize.work().training_steps == 2
+    assert isinstance(polished.immunize, ImmunizeModel)
+    assert polished.immunize.concepts == ("cat", "dog")
     (ridged,) = plan(study(raw, **merge, concepts__merge__ridge=0.1)).defended
     assert ridged.immunize.fingerprint != merged.immunize.fingerprint
 
@@ -221,8 +249,9 @@ def test_an_added_concept_continues_from_the_joint_model_of_the_others(raw: dict
     config = study(raw, **changes, concepts__added=["bear"], concepts__added_steps=2)
     (arm,) = plan(config).defended
     assert arm.malicious == ("cat", "dog", "bear")
-    assert arm.immunize.spec["concepts"] == ["cat", "dog", "bear"]
-    assert arm.immunize.spec["defense"]["max_train_steps"] == 2
+    assert isinstance(arm.immunize, ImmunizeModel)
+    assert arm.immunize.concepts == ("cat", "dog", "bear")
+    assert arm.immunize.work().training_steps == 2
     (earlier,) = plan(before_added(config)).defended
     (joint,) = plan(study(raw, concepts__mode="joint")).defended
     given = arm.immunize.inputs["model"]
@@ -251,12 +280,6 @@ def test_a_matrix_attacks_every_model_with_every_concept(raw: dict[str, Any]) ->
         assert set(other.samples) == {"safe", "neighbors/dog"}
     known = {step.fingerprint for step in after.steps()}
     assert all(step.fingerprint in known for step in before.steps())
-
-
-def test_several_concepts_at_once_have_a_version_of_their_own(raw: dict[str, Any]) -> None:
-    (joint,) = plan(study(raw, concepts__mode="joint")).defended
-    assert "several" in joint.immunize.identity
-    assert all("several" not in arm.immunize.identity for arm in plan(study(raw)).defended)
 
 
 def test_the_same_attack_with_other_options_is_another_attack(raw: dict[str, Any]) -> None:
@@ -415,10 +438,15 @@ def test_chance_holds_unrelated_images_against_the_concept_and_its_prompts(
     layout = plan(study(raw, concepts__malicious__0__validation_prompts=two,
                         evaluation__safe_prompts=["a", "b", "c"]))  # fmt: skip
     chance = layout.chance_similarity["cat"]
-    assert chance.inputs["images"].spec["prompts"] == ["a", "b", "c"]
+    assert isinstance(chance, EvaluateImages)
+    drawn = chance.inputs["images"]
+    assert isinstance(drawn, SampleImages)
+    assert drawn.prompts == ("a", "b", "c")
     # Two images a prompt: the concept's prompts in turn, as often as there are images.
-    assert chance.spec["asked"] == [two[0]] * 2 + [two[1]] * 2 + [two[0]] * 2
-    assert layout.chance_prompt["safe"].spec["asked"] == ["b", "b", "c", "c", "a", "a"]
+    assert chance.asked == (two[0],) * 2 + (two[1],) * 2 + (two[0],) * 2
+    rolled = layout.chance_prompt["safe"]
+    assert isinstance(rolled, EvaluateImages)
+    assert rolled.asked == ("b", "b", "c", "c", "a", "a")
 
 
 def test_every_attacked_image_gets_a_label(finished: tuple[Plan, Path]) -> None:
@@ -508,11 +536,12 @@ def test_training_leaves_its_log(finished: tuple[Plan, Path]) -> None:
 def test_a_step_whose_input_is_missing_or_damaged_is_not_done(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
-    immunize = plan(study(raw)).undefended.immunize
+    immunize = plan(study(raw)).defended[0].immunize
     with pytest.raises(DataError, match="no readable record"):
         execute(immunize, tmp_path)
     prior = immunize.inputs["prior"]
     execute(prior, tmp_path)
+    execute(immunize.inputs["concept/cat"], tmp_path)
     (prior.folder(tmp_path) / "D_S.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"D_S\.safetensors: missing or damaged"):
         execute(immunize, tmp_path)

@@ -20,7 +20,7 @@ from gift_ray.attacks.textual_inversion import TextualInversion
 from gift_ray.errors import ConfigError, ModelError
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Attack, check
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 SEEDS = Seeds(11)

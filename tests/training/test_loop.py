@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from gift_ray.errors import UnitFailed
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.loop import Level, LossScale, train, training
 from gift_ray.training.schedules import schedule
 

@@ -23,7 +23,7 @@ from gift_ray.report.outline import write_comparison
 from gift_ray.report.series import attack_series
 from gift_ray.report.summary import summarize_comparison
 from gift_ray.study.execute import execute
-from gift_ray.study.plan import Step, closure
+from gift_ray.study.step import Step, closure
 from gift_ray.verdict import comparison
 from gift_ray.verdict.scorecard import scores
 

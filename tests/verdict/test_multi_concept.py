@@ -18,7 +18,8 @@ from test_plan import raw, run, study
 from torch import Tensor
 
 from gift_ray.records.record import read_record
-from gift_ray.study.plan import Plan, before_added, plan
+from gift_ray.study.immunization import before_added
+from gift_ray.study.plan import Plan, plan
 from gift_ray.verdict.multi_concept import cost, matrix, regressions, standing
 from gift_ray.verdict.scorecard import scorecard
 

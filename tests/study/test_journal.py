@@ -1,19 +1,13 @@
-"""Journals: what a long stage keeps while it runs."""
+"""Journals: what a long step keeps while it runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from tiny import make_encoders
 
-from gift_ray.config.schema import EvaluationConfig, MetricConfig
-from gift_ray.data.examples import save_images
-from gift_ray.study.stages import LocalJournal, evaluate
+from gift_ray.study.journal import LocalJournal
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -51,25 +45,3 @@ def test_checkpoint_brings_back_log_and_kept_results(tmp_path: Path):
     assert state["unet"]["w"].equal(torch.ones(3))
     assert later.rows == [{"step": 1, "loss": 0.5}]
     assert later.kept["000000"].dtype == torch.uint8
-
-
-def test_the_legacy_protocol_measures_what_is_shrunk_to_64_pixels(tmp_path: Path):
-    evaluation = EvaluationConfig(
-        protocol="imma_legacy", metrics=(MetricConfig(name="clip_image"),), safe_prompts=("a", "b"),
-        encoders=make_encoders(tmp_path / "encoders"), num_images_per_prompt=1,
-    )  # fmt: skip
-    draws = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    full = [Image.fromarray(draw) for draw in draws]
-    small = [image.resize((64, 64), Image.Resampling.BILINEAR) for image in full]
-    values = {}
-    for name, images, protocol in (
-        ("legacy", full, "imma_legacy"), ("by hand", small, "standard"), ("standard", full, "standard"),
-    ):  # fmt: skip
-        save_images(tmp_path / name / "attack" / "step-000000", images[:2])
-        save_images(tmp_path / name / "concept" / "D_A", images[2:])
-        inputs = {"images": tmp_path / name / "attack", "concept": tmp_path / name / "concept"}
-        chosen = evaluation.model_copy(update={"protocol": protocol})
-        evaluate(chosen, ["a", "b"], inputs, tmp_path / name)
-        values[name] = pd.read_parquet(tmp_path / name / "scores.parquet")["clip_image"].tolist()
-    assert values["legacy"] == pytest.approx(values["by hand"], abs=1e-6)
-    assert values["legacy"] != pytest.approx(values["standard"], abs=1e-6)

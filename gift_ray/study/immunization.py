@@ -1,0 +1,112 @@
+"""The steps that leave a study's models: one for each concept, one trained against all of them, one merged
+from those for each, or one that continues from an earlier joint model (`concepts.mode`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gift_ray import plugins
+from gift_ray.config.schema import DefenseConfig, StudyConfig
+from gift_ray.study.step import Step
+from gift_ray.study.steps.immunize_model import ImmunizeModel
+from gift_ray.study.steps.merge_models import MergeModels
+
+NO_DEFENSE = DefenseConfig(name="none")
+
+
+@dataclass(frozen=True)
+class Immunization:
+    """How the models of one study come about.
+
+    Args:
+        concepts: the steps that prepare them, by name.
+        prior: the step that prepares D_S.
+    """
+
+    config: StudyConfig
+    concepts: Mapping[str, Step]
+    prior: Step
+
+    def undefended(self) -> Step:
+        """The step that leaves the base as it is."""
+        return self._immunize("undefended", NO_DEFENSE, ())
+
+    def against(self, group: tuple[str, ...]) -> Step:
+        """The step that leaves the model against a group of concepts."""
+        if len(group) > 1 and _trains(self.config.defense):
+            if self.config.concepts.mode == "merge":
+                return self._merged(group)
+            if self.config.concepts.added:
+                return self._continued(group)
+        return self._immunize(self.label(group), self.config.defense, group)
+
+    def label(self, group: tuple[str, ...]) -> str:
+        """What people call the model against a group of concepts."""
+        return f"{self.config.defense.title} against {', '.join(group)}"
+
+    def _merged(self, group: tuple[str, ...]) -> Step:
+        """Merge the models of per_concept mode (by fingerprint: who has them merges in seconds), and polish
+        the result if asked for."""
+        options, label = self.config.concepts.merge, self.label(group)
+        models = {
+            f"model/{name}": self._immunize(self.label((name,)), self.config.defense, (name,))
+            for name in group
+        }
+        merged = MergeModels(
+            label=f"merge {label}",
+            inputs={**self._data(group), **models},
+            merge=options,
+            concepts=group,
+            model=self.config.model,
+        )
+        if options.polish_steps == 0:
+            return merged
+        defense = of_steps(self.config.defense, options.polish_steps)
+        return self._immunize(f"polish {label}", defense, group, merged)
+
+    def _continued(self, group: tuple[str, ...]) -> Step:
+        """Go on from the joint model of the concepts that were there before `added` ones (by fingerprint),
+        now against all of them: the earlier ones are rehearsed, or they would be forgotten."""
+        earlier = tuple(name for name in group if name not in self.config.concepts.added)
+        first = self._immunize(self.label(earlier), self.config.defense, earlier)
+        defense = of_steps(self.config.defense, self.config.concepts.added_steps)
+        return self._immunize(f"{self.label(group)}, continued", defense, group, first)
+
+    def _immunize(
+        self, label: str, defense: DefenseConfig, group: tuple[str, ...], given: Step | None = None
+    ) -> Step:
+        """Immunize the base, or the model that the step `given` leaves, against a group at once."""
+        # What does not train reads no data: one undefended model serves every concept and every D_S.
+        trains = _trains(defense)
+        data = self._data(group) if trains else {}
+        return ImmunizeModel(
+            label=label,
+            inputs={**data, **({"model": given} if given else {})},
+            defense=defense,
+            concepts=group if trains else (),
+            model=self.config.model,
+            seed=self.config.seed,
+        )
+
+    def _data(self, group: tuple[str, ...]) -> dict[str, Step]:
+        return {"prior": self.prior, **{f"concept/{name}": self.concepts[name] for name in group}}
+
+
+def _trains(defense: DefenseConfig) -> bool:
+    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+    return plugin.trains
+
+
+def of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:
+    """The same defense for another number of steps."""
+    changes = {} if steps is None else {"max_train_steps": steps}
+    return DefenseConfig.model_validate({**defense.model_dump(mode="json"), **changes})
+
+
+def before_added(config: StudyConfig) -> StudyConfig:
+    """The study as it was without the `added` concepts."""
+    concepts = config.concepts
+    earlier = tuple(c for c in concepts.malicious if c.name not in concepts.added)
+    changes = {"malicious": earlier, "added": (), "added_steps": None}
+    return config.model_copy(update={"concepts": concepts.model_copy(update=changes)})

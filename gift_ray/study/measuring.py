@@ -1,0 +1,60 @@
+"""Images measured under a study's settings, the same way in every step that measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gift_ray import plugins
+from gift_ray.config.schema import EvaluationConfig
+from gift_ray.data import examples
+from gift_ray.models.encoders import locate_encoder
+from gift_ray.models.locate import folder_hash
+
+# The size to which IMMA's evaluation shrinks images before it measures them.
+IMMA_PX = 64
+PUBLISHED_LPIPS = ("alex", "vgg", "squeeze")
+
+
+def load_images(step: Path | None, folder: str, evaluation: EvaluationConfig) -> list[Image.Image]:
+    """A finished step's saved images as the protocol sees them; none of a step that isn't there."""
+    images = examples.load_images(step / folder) if step else []
+    if evaluation.protocol == "standard":
+        return images
+    # IMMA's eval.py: torchvision's Resize with antialiasing, which is PIL's bilinear filter.
+    return [i.resize((IMMA_PX, IMMA_PX), Image.Resampling.BILINEAR) for i in images]
+
+
+def image_metrics(evaluation: EvaluationConfig) -> dict[str, plugins.Metric]:
+    """The metrics of single images, by name."""
+    return {name: m for name, m in _built(evaluation) if isinstance(m, plugins.Metric)}
+
+
+def set_metrics(evaluation: EvaluationConfig) -> dict[str, plugins.SetMetric]:
+    """The metrics of whole sets of images, by name."""
+    return {name: m for name, m in _built(evaluation) if isinstance(m, plugins.SetMetric)}
+
+
+def _built(evaluation: EvaluationConfig) -> Iterator[tuple[str, Any]]:
+    return ((m.name, plugins.build("metrics", m.name, m.options)) for m in evaluation.metrics)
+
+
+def measuring_identity(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What makes two measurements of the same images the same."""
+    encoders = {
+        role: name if is_published(role, name) else folder_hash(locate_encoder(role, name))
+        for role, name in evaluation.encoders.model_dump().items()
+    }
+    return {
+        "metrics": [metric.identity() for _, metric in _built(evaluation)],
+        "encoders": encoders,
+        "protocol": evaluation.protocol,
+    }
+
+
+def is_published(role: str, name: str) -> bool:
+    """Whether an encoder's name stands for a published LPIPS network, not for a folder or a hub id."""
+    return role == "lpips" and name in PUBLISHED_LPIPS

@@ -1,0 +1,47 @@
+"""Under which conditions two scores, and two verdicts, may be compared: the ids of protocol and verdict."""
+
+from __future__ import annotations
+
+from gift_ray import plugins
+from gift_ray.config.names import told_apart
+from gift_ray.config.schema import AttackConfig, StudyConfig
+from gift_ray.records.record import digest
+from gift_ray.study.drawing import drawing_identity
+from gift_ray.study.measuring import measuring_identity
+
+
+def protocol_id(config: StudyConfig) -> str:
+    """Hex SHA-256 of how a study measures: encoders (by content), preprocessing, metrics, how images
+    are drawn, the prompts of all sides, and what scores are made of. Scores compare under one id."""
+    concepts = (*config.concepts.malicious, *config.concepts.safe)
+    return digest(
+        {
+            "measuring": measuring_identity(config.evaluation),
+            "drawing": drawing_identity(config.evaluation),
+            "safe_prompts": config.evaluation.safe_prompts,
+            "prompts": {c.name: [c.validation_prompts, c.neighbors] for c in concepts},
+            "scoring": config.scoring.model_dump(mode="json"),
+        }
+    )
+
+
+def verdict_id(config: StudyConfig) -> str:
+    """Hex SHA-256 of how a verdict comes about: the protocol, the attacks and their seeds. Only under one
+    id can a model be said to be better than another."""
+    attacks = attack_names(config).values()
+    built = [plugins.build("attacks", a.name, a.options) for a in attacks]
+    return digest(
+        {
+            "protocol": protocol_id(config),
+            "attacks": [attack.identity() for attack in built],
+            "seeds": config.seeds,
+        }
+    )
+
+
+def attack_names(config: StudyConfig) -> dict[str, AttackConfig]:
+    """The attacks, grids laid out, by a name of their own: `dreambooth`, `dreambooth-2`, ... for one used
+    again."""
+    attacks = [member for each in config.attacks for member in each.members()]
+    names = told_apart([attack.title for attack in attacks])
+    return dict(zip(names, attacks, strict=True))

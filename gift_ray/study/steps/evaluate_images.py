@@ -1,0 +1,73 @@
+"""Measuring the images of an attack or of a released model: one row of scores an image, and curves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from gift_ray.config.schema import EvaluationConfig
+from gift_ray.plugins import MetricContext
+from gift_ray.records.record import Score
+from gift_ray.study.journal import Journal
+from gift_ray.study.measuring import image_metrics, load_images, measuring_identity, set_metrics
+from gift_ray.study.step import Inputs, Step, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateImages(Step):
+    """Leaves scores.parquet. `asked` are the prompts that the images of each attack step are held against.
+
+    Inputs: `images`, the step that drew them; `concept`, whose D_A they are held against (without it, only
+    metrics that need no references are measured); `base`, the step that drew the base's images of the same
+    prompts (without it, metrics of whole sets are left out).
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 1
+
+    evaluation: EvaluationConfig
+    asked: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        return {**measuring_identity(self.evaluation), "asked": list(self.asked)}
+
+    def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
+        references = load_images(inputs.get("concept"), "D_A", self.evaluation)
+        base_images = load_images(inputs.get("base"), "step-000000", self.evaluation)
+        context = MetricContext(
+            self.asked, tuple(references), self.evaluation.encoders.model_dump()
+        )
+        usable = {
+            name: metric
+            for name, metric in image_metrics(self.evaluation).items()
+            if references or not metric.needs_references
+        }
+        usable_sets = set_metrics(self.evaluation) if base_images else {}
+
+        tables = []
+        curves: dict[str, dict[str, Any]] = {}
+        for folder in sorted(inputs["images"].glob("step-*")):
+            step = int(folder.name.removeprefix("step-"))
+            images = load_images(inputs["images"], folder.name, self.evaluation)
+            table = pd.DataFrame({"step": step, "index": range(len(images)), "prompt": self.asked})
+            for name, metric in usable.items():
+                values, findings = metric.examine(images, context)
+                table[name] = np.asarray(values, dtype=np.float64)
+                if findings is not None:
+                    table[f"{name}/findings"] = findings
+                score = Score.of(table[name].to_numpy(), metric.direction)
+                curves.setdefault(name, {})[str(step)] = asdict(score)
+            for name, set_metric in usable_sets.items():
+                value, error = set_metric.compare(images, base_images, context)
+                score = Score.of_set(value, error, len(images), set_metric.direction)
+                curves.setdefault(name, {})[str(step)] = asdict(score)
+            tables.append(table)
+        pd.concat(tables, ignore_index=True).to_parquet(out / "scores.parquet")
+        return {"curves": curves}
+
+    def work(self) -> Work:
+        return Work(measured=self.inputs["images"].work().drawn)

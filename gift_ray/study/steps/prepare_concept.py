@@ -1,0 +1,106 @@
+"""Preparing a concept: its images read, split into disjoint D_M and D_A, and encoded for the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from gift_ray import plugins
+from gift_ray.config.schema import ConceptConfig, ModelConfig, SourceConfig
+from gift_ray.data import examples
+from gift_ray.models import families, locate
+from gift_ray.models.backbone import Backbone
+from gift_ray.study.journal import Journal
+from gift_ray.study.step import Inputs, Step, seeds_for
+from gift_ray.training.diffusion import Seeds
+
+# Hashes are of the original pixels: the size that a check resizes to does not matter.
+CHECK_PX = 8
+# What sources that don't generate are handed when there is no model yet.
+NO_MODEL = cast(Backbone, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConcept(Step):
+    """Leaves the images of both sides in the folders D_M and D_A, and both encoded."""
+
+    kind: ClassVar[str] = "prepare_concept"
+    version: ClassVar[int] = 1
+
+    concept: ConceptConfig
+    model: ModelConfig
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        concept = self.concept
+        words = concept.model_dump(
+            mode="json", include={"name", "class_prompt", "instance_prompt", "max_images"}
+        )
+        sources = {"source": source_identity(concept.source)}
+        if concept.attack_source is not None:
+            sources["attack_source"] = source_identity(concept.attack_source)
+        base = locate.identity(self.model)
+        return {**words, **sources, "model": base, "seed": self.seed}
+
+    def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
+        # Everything is read, and refused if need be, before anything is written.
+        base = families.base_model(self.model)
+        d_m, d_a = self._sides(base)
+        # The defender captions with the class, the attacker with a rare token: neither knows the other.
+        for name, side, prompt in (
+            ("D_M", d_m, self.concept.class_prompt),
+            ("D_A", d_a, self.concept.instance_prompt),
+        ):
+            pictures = [item.image for item in side]
+            captions = [prompt or item.caption for item in side]
+            examples.save_images(out / name, pictures)
+            examples.save_examples(
+                out / f"{name}.safetensors",
+                base.encode(pictures, captions, [item.key for item in side]),
+            )
+        return {"D_M": [i.origin for i in d_m], "D_A": [i.origin for i in d_a]}
+
+    def _sides(self, base: Backbone) -> tuple[list[examples.KeyedImage], list[examples.KeyedImage]]:
+        concept = self.concept
+        images = read_source(concept.source, base, self.seed, "source")
+        if concept.attack_source is None:
+            return examples.split(images, self.seed, concept.max_images, concept.name)
+        d_m = images[: concept.max_images]
+        d_a = read_source(concept.attack_source, base, self.seed, "attack_source")
+        d_a = d_a[: concept.max_images]
+        examples.require_distinct(d_m, d_a, concept.name)
+        return d_m, d_a
+
+
+def check_concept(concept: ConceptConfig, seed: int) -> None:
+    """Read and split a concept's images without a model and without writing anything.
+
+    Sources that generate need the model, and are left to the step.
+
+    Raises:
+        DataError: unreadable, too few, or the same image on both sides.
+    """
+    sides = [concept.source, *([concept.attack_source] if concept.attack_source else [])]
+    built = [plugins.build("sources", side.name, side.options) for side in sides]
+    if any(source.uses_model() for source in built):
+        return
+    images = [examples.keyed(source.images(NO_MODEL, Seeds(seed)), CHECK_PX) for source in built]
+    if len(images) == 1:
+        examples.split(images[0], seed, concept.max_images, concept.name)
+    else:
+        examples.require_distinct(images[0], images[1], concept.name)
+
+
+def source_identity(source: SourceConfig) -> dict[str, Any]:
+    """What makes two sources the same: plug-in, options and the content of the files behind them."""
+    plugin: plugins.Source = plugins.build("sources", source.name, source.options)
+    return {**plugin.identity(), "content": plugin.content()}
+
+
+def read_source(
+    source: SourceConfig, base: Backbone, seed: int, purpose: str
+) -> list[examples.KeyedImage]:
+    """All images of a source, hashed and resized for the model."""
+    plugin: plugins.Source = plugins.build("sources", source.name, source.options)
+    return examples.keyed(plugin.images(base, seeds_for(seed, purpose)), base.resolution)

@@ -1,0 +1,55 @@
+"""Preparing D_S, the safe images of the prior-preservation loss: read or generated, and encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gift_ray import plugins
+from gift_ray.config.schema import ModelConfig, PriorConfig
+from gift_ray.data import examples
+from gift_ray.models import families, locate
+from gift_ray.study.journal import Journal
+from gift_ray.study.step import Inputs, Step
+from gift_ray.study.steps.prepare_concept import NO_MODEL, read_source, source_identity
+from gift_ray.training.diffusion import Seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparePrior(Step):
+    """Leaves the images in the folder D_S, and encoded."""
+
+    kind: ClassVar[str] = "prepare_prior"
+    version: ClassVar[int] = 1
+
+    prior: PriorConfig
+    model: ModelConfig
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "source": source_identity(self.prior.source),
+            "model": locate.identity(self.model),
+            "seed": self.seed,
+        }
+
+    def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
+        base = families.base_model(self.model)
+        images = read_source(self.prior.source, base, self.seed, "prior")
+        pictures = [item.image for item in images]
+        examples.save_images(out / "D_S", pictures)
+        captions, keys = [i.caption for i in images], [i.key for i in images]
+        examples.save_examples(out / "D_S.safetensors", base.encode(pictures, captions, keys))
+        return {"D_S": len(images)}
+
+
+def check_prior(prior: PriorConfig, seed: int) -> None:
+    """Read D_S without a model and without writing anything, unless the model generates it.
+
+    Raises:
+        DataError: unreadable.
+    """
+    source: plugins.Source = plugins.build("sources", prior.source.name, prior.source.options)
+    if not source.uses_model():
+        source.images(NO_MODEL, Seeds(seed))
