@@ -29,7 +29,7 @@ import ray
 
 from gift_ray.cluster import ENVIRONMENT, run, start_with
 from gift_ray.cluster.board import read_board, start_board
-from gift_ray.config.schema import ClusterConfig
+from gift_ray.config.running import ClusterConfig
 from gift_ray.records.record import read_record
 from gift_ray.records.storage import Storage
 from gift_ray.study.journal import Journal

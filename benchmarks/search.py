@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from gift_ray.config.schema import Range, SearchConfig, StudyConfig
+from gift_ray.config.schema import StudyConfig
+from gift_ray.config.search_space import Range, SearchConfig
 from gift_ray.records.record import digest, write_json_atomic
 from gift_ray.records.trials import Trial
 from gift_ray.search import costs

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gift_ray.config.schema import mistakes_of
+from gift_ray.config.mistakes import mistakes_of
 from gift_ray.errors import ConfigError
 from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds

@@ -17,7 +17,8 @@ from gift_ray.cli.console import LiveProgress, say
 from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
-from gift_ray.config.schema import DefenseConfig, StudyConfig
+from gift_ray.config.plugin_choice import DefenseConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.models.checkpoints import checkpoint_hash
 from gift_ray.records.record import write_json_atomic
 from gift_ray.report.outline import write_comparison

@@ -87,7 +87,8 @@ def _complete(action: argparse.Action, completer: Any) -> None:
 
 def _overrides() -> Iterator[str]:
     """The dotted paths of a study's configuration, as overrides to be filled in."""
-    from gift_ray.config.schema import StudyConfig, part_of
+    from gift_ray.config.mistakes import part_of
+    from gift_ray.config.schema import StudyConfig
 
     def below(model: Any, prefix: str) -> Iterator[str]:
         for name, field in model.model_fields.items():

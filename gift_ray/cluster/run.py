@@ -19,7 +19,7 @@ from gift_ray.cluster.board import Clock
 from gift_ray.cluster.preemption import notice
 from gift_ray.cluster.session import slots
 from gift_ray.cluster.train import attempt, lost, train
-from gift_ray.config.schema import ClusterConfig
+from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
 from gift_ray.records.storage import Storage, storage_of
 from gift_ray.study.journal import LocalJournal

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from gift_ray.cluster import ENVIRONMENT, start_with
-from gift_ray.config.schema import ClusterConfig
+from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError
 from gift_ray.records.storage import Storage, storage_of
 

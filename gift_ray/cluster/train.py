@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors import SafetensorError
 
 from gift_ray.cluster.preemption import notice_in_actor
-from gift_ray.config.schema import ClusterConfig
+from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
 from gift_ray.records.record import load_state, save_state
 from gift_ray.records.storage import Storage

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from gift_ray.config.schema import DefenseConfig
+from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Examples, Seeds

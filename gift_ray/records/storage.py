@@ -19,7 +19,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from gift_ray.config.schema import ClusterConfig
+from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, DataError
 from gift_ray.records.record import is_done, read_record
 

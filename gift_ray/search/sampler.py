@@ -25,7 +25,9 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from gift_ray import plugins
-from gift_ray.config.schema import Range, SearchConfig, StudyConfig, settings
+from gift_ray.config.dotted_paths import settings
+from gift_ray.config.schema import StudyConfig
+from gift_ray.config.search_space import Range, SearchConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.records.trials import FAILED, Ledger, State, Trial
 from gift_ray.search import costs

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gift_ray import plugins
-from gift_ray.config.schema import ConceptConfig, StudyConfig, with_values
+from gift_ray.config.read_config import with_values
+from gift_ray.config.schema import ConceptConfig, StudyConfig
 
 
 def each_concept(config: StudyConfig) -> StudyConfig:

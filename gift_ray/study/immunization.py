@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gift_ray import plugins
-from gift_ray.config.schema import DefenseConfig, StudyConfig
+from gift_ray.config.plugin_choice import DefenseConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.study.step import Step
 from gift_ray.study.steps.immunize_model import ImmunizeModel
 from gift_ray.study.steps.merge_models import MergeModels

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gift_ray import plugins
-from gift_ray.config.schema import Range, StudyConfig, load_config, settings, value_at, with_values
+from gift_ray.config.dotted_paths import settings, value_at
+from gift_ray.config.read_config import load_config, with_values
+from gift_ray.config.schema import StudyConfig
+from gift_ray.config.search_space import Range
 from gift_ray.errors import ConfigError, DataError, GiftError
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.families import check_base

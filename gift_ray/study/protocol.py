@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gift_ray import plugins
 from gift_ray.config.names import told_apart
-from gift_ray.config.schema import AttackConfig, StudyConfig
+from gift_ray.config.plugin_choice import AttackConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import digest
 from gift_ray.study.drawing import drawing_identity
 from gift_ray.study.measuring import measuring_identity

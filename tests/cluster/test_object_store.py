@@ -20,7 +20,8 @@ from gift_ray.cluster.board import read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import session
 from gift_ray.cluster.tune import search
-from gift_ray.config.schema import ClusterConfig, ModelConfig, StudyConfig
+from gift_ray.config.running import ClusterConfig
+from gift_ray.config.schema import ModelConfig, StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import is_done, load_state, read_record, save_state
 from gift_ray.records.storage import storage_of

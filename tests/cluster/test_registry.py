@@ -30,7 +30,8 @@ from s3 import start_s3
 from tiny import make_pipeline, tiny_study
 
 from gift_ray.cli.command import main
-from gift_ray.config.schema import StudyConfig, TrackingConfig
+from gift_ray.config.running import TrackingConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ModelError
 from gift_ray.records.manifest import seal, verify
 from gift_ray.tracking.registry import register, registered
@@ -43,7 +44,8 @@ DRIVER = """
 import json, sys, time
 from dataclasses import asdict
 from pathlib import Path
-from gift_ray.config.schema import StudyConfig, TrackingConfig
+from gift_ray.config.running import TrackingConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.tracking.registry import register
 from gift_ray.tracking.tracker import Tracker
 config, gate, jobs = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -24,7 +24,8 @@ from gift_ray.cluster.board import Event, read_board, start_board
 from gift_ray.cluster.run import run_steps
 from gift_ray.cluster.session import slots
 from gift_ray.cluster.train import attempt
-from gift_ray.config.schema import ClusterConfig, ModelConfig, StudyConfig
+from gift_ray.config.running import ClusterConfig
+from gift_ray.config.schema import ModelConfig, StudyConfig
 from gift_ray.errors import ClusterFailed, UnitFailed
 from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done, load_state, read_record

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from gift_ray import plugins
-from gift_ray.config.schema import StudyConfig, load_config, resolve_output_dir, with_values
+from gift_ray.config.read_config import load_config, with_values
+from gift_ray.config.schema import StudyConfig, resolve_output_dir
 from gift_ray.errors import ConfigError, ModelError
 from gift_ray.study.load import load_study
 from gift_ray.study.protocol import attack_names

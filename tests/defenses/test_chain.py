@@ -12,7 +12,8 @@ from tiny import same_weights, weights
 from torch import Tensor
 
 from gift_ray import plugins
-from gift_ray.config.schema import StudyConfig, with_values
+from gift_ray.config.read_config import with_values
+from gift_ray.config.schema import StudyConfig
 from gift_ray.defenses.chain import Chain
 from gift_ray.defenses.gift import Gift
 from gift_ray.defenses.post_immunization import PostImmunization

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import fs
 from s3 import start_s3
 
-from gift_ray.config.schema import ClusterConfig
+from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed
 from gift_ray.records.record import is_done, read_record, write_step
 from gift_ray.records.storage import DONE, ObjectStore, Storage, storage_of

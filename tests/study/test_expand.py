@@ -9,7 +9,8 @@ from tiny import make_custom_concept_101
 
 from gift_ray import plugins
 from gift_ray.cli.command import main
-from gift_ray.config.schema import StudyConfig, load_config
+from gift_ray.config.read_config import load_config
+from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError, DataError
 from gift_ray.study.expand import each_concept
 

@@ -13,7 +13,8 @@ import pytest
 from tiny import make_encoders
 
 from gift_ray import plugins
-from gift_ray.config.schema import DefenseConfig, StudyConfig
+from gift_ray.config.plugin_choice import DefenseConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import write_json_atomic, write_step
 from gift_ray.report.collect import collect

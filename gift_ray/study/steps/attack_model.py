@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from gift_ray import plugins
-from gift_ray.config.schema import AttackConfig, EvaluationConfig, ModelConfig
+from gift_ray.config.plugin_choice import AttackConfig
+from gift_ray.config.schema import EvaluationConfig, ModelConfig
 from gift_ray.data import examples
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import base_model

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from gift_ray import plugins
-from gift_ray.config.schema import ConceptConfig, ModelConfig, SourceConfig
+from gift_ray.config.plugin_choice import SourceConfig
+from gift_ray.config.schema import ConceptConfig, ModelConfig
 from gift_ray.data import examples
 from gift_ray.models import families, locate
 from gift_ray.models.backbone import Backbone

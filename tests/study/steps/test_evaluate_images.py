@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from tiny import make_encoders
 
-from gift_ray.config.schema import EvaluationConfig, MetricConfig
+from gift_ray.config.plugin_choice import MetricConfig
+from gift_ray.config.schema import EvaluationConfig
 from gift_ray.data.examples import save_images
 from gift_ray.study.journal import LocalJournal
 from gift_ray.study.steps.evaluate_images import EvaluateImages

@@ -1,0 +1,142 @@
+"""A plug-in chosen in the configuration: its name with its options beside it (`defense: {name: gift, beta:
+0.1}`), checked by the plug-in's own options model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import product
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from gift_ray.config.names import each_once, one_line
+from gift_ray.config.part import EachOnce
+
+Check = Callable[[str, str, dict[str, Any]], list[tuple[str, str]]]
+
+
+class PluginMistakes(ValueError):
+    """Mistakes found inside a plug-in's options: (option, message) pairs."""
+
+    def __init__(self, mistakes: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(message for _, message in mistakes))
+        self.mistakes = mistakes
+
+
+class PluginConfig(BaseModel):
+    """A plug-in by its file name, with its options beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: ClassVar[str]
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The options that this stands for: one setting, or several."""
+        return [self.options]
+
+    @model_validator(mode="after")
+    def _check_options(self, info: ValidationInfo) -> PluginConfig:
+        check: Check | None = (info.context or {}).get("check")
+        found = (
+            [check(self.kind, self.name, options) for options in self.settings()] if check else []
+        )
+        mistakes = list(dict.fromkeys(m for each in found for m in each))
+        if mistakes:
+            raise PluginMistakes(mistakes)
+        return self
+
+
+class SourceConfig(PluginConfig):
+    """Where images come from: a file of `gift_ray/sources`."""
+
+    kind = "sources"
+
+
+class DefenseConfig(PluginConfig):
+    """How the model is immunized: a file of `gift_ray/defenses`. `label` is its name in tables."""
+
+    kind = "defenses"
+
+    label: Annotated[str, AfterValidator(one_line)] | None = Field(None, max_length=80)
+
+    @property
+    def title(self) -> str:
+        """What people call it: its label, a chain's members, or its name."""
+        members = [DefenseConfig.model_validate(m).title for m in self.options.get("defenses", ())]
+        return self.label or " + ".join(members) or self.name
+
+
+class AttackConfig(PluginConfig):
+    """How the attacker fine-tunes: a file of `gift_ray/attacks`.
+
+    `label` is its name in tables and curves. `grid` stands for an attack at each combination of its values
+    (`grid: {learning_rate: [5.0e-5, 1.0e-4], rank: [4, 8]}`); their worst case is what counts. Steps need
+    no grid: images are drawn along every attack.
+    """
+
+    kind = "attacks"
+
+    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-][A-Za-z0-9_. -]{0,79}$")
+    grid: dict[str, Annotated[tuple[Any, ...], EachOnce, Field(min_length=1)]] = {}
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+    def settings(self) -> list[dict[str, Any]]:
+        return [member.options for member in self.members()]
+
+    def members(self) -> list[AttackConfig]:
+        """The attacks of the grid, each named by its values; one without a grid is its own only member."""
+        if not self.grid:
+            return [self]
+        points = [
+            dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())
+        ]
+        return [
+            AttackConfig.model_validate({"name": self.name, **self.options, **point, "label":
+                " ".join([self.title, *(f"{key} {_in_letters(value)}" for key, value in point.items())])})
+            for point in points
+        ]  # fmt: skip
+
+    @model_validator(mode="after")
+    def _grid_is_of_other_options(self) -> AttackConfig:
+        twice = sorted(self.grid.keys() & self.options.keys())
+        if twice:
+            raise ValueError(f"grid and the attack both set {twice[0]}; leave one of them out")
+        return self
+
+
+def _in_letters(value: Any) -> str:
+    """A grid's value as part of a label."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", str(value))
+
+
+def _attacks_differ(attacks: tuple[AttackConfig, ...]) -> tuple[AttackConfig, ...]:
+    members = [member for attack in attacks for member in attack.members()]
+    seen: list[tuple[str, dict[str, Any]]] = []
+    for member in members:
+        if (member.name, member.options) in seen:
+            raise ValueError(f"{member.title!r} is there twice with the same options; remove one")
+        seen.append((member.name, member.options))
+    return attacks
+
+
+Attacks = Annotated[tuple[AttackConfig, ...], AfterValidator(_attacks_differ), Field(min_length=1)]
+
+
+class MetricConfig(PluginConfig):
+    """What is measured on images: a file of `gift_ray/metrics`."""
+
+    kind = "metrics"
+
+
+def metrics_differ(metrics: tuple[MetricConfig, ...]) -> tuple[MetricConfig, ...]:
+    each_once(tuple(metric.name for metric in metrics))
+    return metrics

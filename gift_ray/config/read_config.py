@@ -1,0 +1,62 @@
+"""A study read from YAML: every mistake is reported at once, one line each, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gift_ray.config.dotted_paths import apply_override, settings
+from gift_ray.config.mistakes import mistakes_in_lines
+from gift_ray.config.plugin_choice import Check
+from gift_ray.config.schema import StudyConfig, resolve_output_dir
+from gift_ray.config.yaml_text import read_yaml
+from gift_ray.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: list[str], *, check: Check) -> StudyConfig:
+    """Read a YAML study and apply dotted overrides (`defense.beta=0.3`).
+
+    Args:
+        check: checks a plug-in's options; (kind, name, options) -> [(option, message)].
+
+    Raises:
+        ConfigError: every mistake of the file and the overrides, one line each.
+    """
+    raw = _read_yaml(Path(path))
+    mistakes = [m for o in overrides if (m := apply_override(raw, o))]
+    config, more = _validate(raw, check)
+    if mistakes or more or config is None:
+        raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
+    # Absolute from here on: Ray changes the working directory of its workers.
+    return config.model_copy(update={"output_dir": str(resolve_output_dir(config.output_dir))})
+
+
+def with_values(config: StudyConfig, values: dict[str, Any], *, check: Check) -> StudyConfig:
+    """The same study with some dotted paths set, as a search trial does."""
+    changed, mistakes = _validate(settings(config, values), check)
+    if changed is None:
+        raise ConfigError(*mistakes)
+    return changed
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); give a YAML file") from error
+    except (yaml.YAMLError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {detail}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings, got {type(raw).__name__}")
+    return raw
+
+
+def _validate(raw: dict[str, Any], check: Check) -> tuple[StudyConfig | None, list[str]]:
+    try:
+        return StudyConfig.model_validate(raw, context={"check": check}), []
+    except ValidationError as error:
+        return None, list(mistakes_in_lines(error))
