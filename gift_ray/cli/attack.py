@@ -42,9 +42,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     study_dir = config.study_dir
     folder = study_dir / f"attack-{checkpoint_hash(arguments.model)[:16]}"
-    fingerprint = write_comparison(config, plans, folder)
     say(f"attacking {arguments.model}; study {config.name} in {study_dir}")
     with session(config.cluster, study_dir):
+        fingerprint = write_comparison(config, plans, folder)
         board = start_board()
         with LiveProgress(read_board(board), len(layout.steps())):
             run_steps(layout.steps(), study_dir, config.cluster, board)

@@ -41,9 +41,9 @@ def main(arguments: argparse.Namespace) -> int:
     check_data(config)
 
     study_dir, folder = config.study_dir, config.study_dir / "benchmark"
-    write_comparison(config, plans, folder)
     say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
     with session(config.cluster, study_dir):
+        write_comparison(config, plans, folder)
         board = start_board()
         undefended = plans["undefended"]
         # The undefended units are met twice.

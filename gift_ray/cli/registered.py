@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from gift_ray.cli import console
 from gift_ray.errors import ConfigError
 from gift_ray.tracking.registry import registered
+from gift_ray.tracking.store import shown, sqlite_uri
 
 
 def main(arguments: argparse.Namespace) -> int:
     given = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    local = [f"sqlite:///{path.resolve()}" for path in sorted(Path("runs").glob("*/mlflow.db"))]
+    local = [sqlite_uri(path) for path in sorted(Path("runs").glob("*/mlflow.db"))]
     uris = [given] if given else local
     if not uris:
         raise ConfigError(
@@ -26,6 +26,5 @@ def main(arguments: argparse.Namespace) -> int:
         )
     for uri in uris:
         # Who reads this must not learn the password of the server.
-        place = re.sub(r"//[^/@]*@", "//", uri)
-        console.console.print(console.table(f"registered in {place}", registered(uri)))
+        console.console.print(console.table(f"registered in {shown(uri)}", registered(uri)))
     return console.OK

@@ -9,6 +9,7 @@ Running it again continues where it was; what is finished is not computed again.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +26,7 @@ from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.records.record import digest, write_json_atomic
 from gift_ray.records.release import export, registry_tags
+from gift_ray.records.storage import require_writable
 from gift_ray.report.outline import write_study, write_trial
 from gift_ray.report.page import write_report
 from gift_ray.report.series import attack_series
@@ -55,12 +57,26 @@ def main(arguments: argparse.Namespace) -> int:
         return describe(layout, examined, fingerprint)
     check_data(config)
 
+    say(f"study {config.name} in {config.study_dir}")
+    require_writable(config.study_dir)
+    tracker = Tracker(config, fingerprint)
+    with tracker.closed_on_failure():
+        chosen = run_search(layout, examined, tracker, fingerprint)
+    if not any(model["registered"] for model in chosen):
+        raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
+    return console.OK
+
+
+def run_search(
+    layout: Plan, examined: Plan, tracker: Tracker, fingerprint: str
+) -> list[dict[str, Any]]:
+    """The whole search, its confirmation and its report; returns what became of each released model."""
+    config, study_dir = layout.config, layout.config.study_dir
+    assert config.search is not None
+
     # What every trial shares is computed once: data, embeddings, the undefended arm, chance levels.
-    study_dir = config.study_dir
-    say(f"study {config.name} in {study_dir}")
     with session(config.cluster, study_dir):
         board = start_board()
-        tracker = Tracker(config, fingerprint)
         write_study(layout, fingerprint)
         with LiveProgress(read_board(board), expected_units(layout, examined)) as progress:
             run = partial(run_steps, study_dir=study_dir, cluster=config.cluster, board=board)
@@ -97,9 +113,7 @@ def main(arguments: argparse.Namespace) -> int:
     chosen = [choose(arm, judged, tracker) for arm in layout.defended]
     write_json_atomic(study_dir / "summary.json", summarize(layout, fingerprint, rows, chosen))
     conclude(config, tracker, chosen)
-    if not any(model["registered"] for model in chosen):
-        raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
-    return console.OK
+    return chosen
 
 
 def verdicts_of(trial: Trial) -> list[str]:
@@ -226,4 +240,4 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
     tracker.close("FINISHED")
     say(f"summary      {summary}")
     say(f"report       {report}")
-    say(f"mlflow       mlflow ui --backend-store-uri {tracker.uri}")
+    say(f"mlflow       mlflow ui --backend-store-uri {shlex.quote(tracker.uri)}")

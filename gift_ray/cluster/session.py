@@ -19,9 +19,10 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from gift_ray.cluster import ENVIRONMENT, start_with
+from gift_ray.cluster.reach import require_cluster
 from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError
-from gift_ray.records.storage import Storage, storage_of
+from gift_ray.records.storage import Storage, require_writable, storage_of
 
 
 @contextmanager
@@ -31,12 +32,15 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
     A cluster that we started ends with the block; one that we joined stays.
 
     Raises:
-        ConfigError: the cluster can't be reached, is open to anyone on the network, is too small for
-            one unit, or can't reach the study's storage from every node.
+        ConfigError: the study's folder can't be written; the cluster can't be reached or started, is open to
+            anyone on the network, is too small for one unit, or can't reach the study's storage from every
+            node.
     """
+    require_writable(study_dir)
     start_with(os.environ)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
+    require_cluster(address)
     try:
         joined = ray.init(
             address=address,
@@ -51,6 +55,19 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
         raise ConfigError(
             f"RAY_ADDRESS: the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to a file that holds it (docs/CLUSTER.md)"
+        ) from error
+    except (TypeError, AttributeError):
+        raise  # A bug of ours.
+    except Exception as error:
+        # Ray has no class of its own for a node that does not come up.
+        reason = " ".join(str(error).split())[:300]
+        place = (
+            "a Ray node can't be started here"
+            if address == "local"
+            else f"joining {address!r} failed"
+        )
+        raise ConfigError(
+            f"Ray: {place}: {reason}; see to it (memory, free ports, room in /tmp), then run again"
         ) from error
     # After ray.init, which installs a handler of its own.
     signal.signal(signal.SIGTERM, _interrupt)

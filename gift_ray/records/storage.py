@@ -20,16 +20,44 @@ from typing import Any
 from pyarrow import fs
 
 from gift_ray.config.running import ClusterConfig
-from gift_ray.errors import ClusterFailed, DataError
+from gift_ray.errors import ClusterFailed, ConfigError, DataError
 from gift_ray.records.record import is_done, read_record
 
 DONE = "done"
+# More than what a full disk keeps in reserve for small files.
+PROBE_BYTES = 2**20
 
 
 def storage_of(cluster: ClusterConfig, study_dir: Path) -> Storage:
     """What the configuration says: `cluster.storage_path`, or the disk that the study's folder is on."""
     url = cluster.storage_path
     return ObjectStore(url, study_dir) if url else Storage(study_dir)
+
+
+def require_writable(folder: Path) -> None:
+    """Try whether a folder can be made and a file of some size written there; leaves nothing behind.
+
+    Raises:
+        ConfigError: it can't be written, or is full.
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with probe.open("wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {folder} can't be written ({error.strerror}); give a folder that can, or make room"
+        ) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 class Storage:

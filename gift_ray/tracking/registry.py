@@ -19,8 +19,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+from gift_ray.errors import ConfigError
 from gift_ray.records.manifest import verify
-from gift_ray.tracking.tracker import Tracker, require_reachable
+from gift_ray.tracking.store import answering, require_reachable
+from gift_ray.tracking.tracker import Tracker
 
 MANIFEST = "gift_ray.records.manifest"
 OBJECTIVE = "gift_ray.objective"
@@ -69,7 +71,20 @@ def register(
 
     Raises:
         ModelError: the folder is not as its manifest says.
+        ClusterFailed: the registry gave out.
     """
+    with answering(tracker.uri):
+        return _register(tracker, name, folder, objective, protocol, tags)
+
+
+def _register(
+    tracker: Tracker,
+    name: str,
+    folder: Path,
+    objective: float,
+    protocol: str,
+    tags: Mapping[str, str],
+) -> Registered:
     client, manifest = tracker.client, verify(folder)
     settled = {str(v.version) for v in _versions(client, name) if SETTLED in v.tags}
     made = ""
@@ -94,7 +109,11 @@ def registered(uri: str) -> list[dict[str, str]]:
         ConfigError: the server does not answer.
     """
     require_reachable(uri)
-    client = MlflowClient(uri)
+    with answering(uri, ConfigError):
+        return _rows(MlflowClient(uri))
+
+
+def _rows(client: MlflowClient) -> list[dict[str, str]]:
     rows = []
     for model in client.search_registered_models():
         for version in sorted(_versions(client, model.name), key=lambda v: -int(v.version)):

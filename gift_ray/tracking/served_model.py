@@ -6,12 +6,15 @@ import base64
 import hashlib
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 
@@ -27,24 +30,76 @@ class ServedPipeline(PythonModel):
         pipeline = DiffusionPipeline.from_pretrained(context.artifacts["pipeline"])
         self.pipeline = pipeline.to(where)
         self.pipeline.set_progress_bar_config(disable=True)
+        logging.getLogger("mlflow.models.utils").addFilter(_UnknownParameters())
 
     # MLflow asks for a type, and would read most as a signature, which has no place for parameters.
     def predict(self, context, model_input: np.ndarray, params=None):
-        """One base64 PNG for each prompt; the same prompt gives the same image (seed in params)."""
-        params = params or {}
+        """One base64 PNG for each prompt; the same prompt gives the same image (seed in params).
+
+        Raises:
+            MlflowException: a prompt or parameter that can't be drawn; a server answers 400.
+        """
+        prompts = self._prompts(model_input)
+        seed, steps, guidance = self._settings(params or {})
         images = []
-        # A list from Python; a table of one column from a server.
-        for prompt in np.asarray(model_input).ravel():
-            generator = torch.Generator().manual_seed(int(params.get("seed", 0)))
-            steps = int(params.get("num_inference_steps", 25))
-            guidance = float(params.get("guidance_scale", 4.0))
+        for prompt in prompts:
             result = self.pipeline(
-                str(prompt), generator=generator, num_inference_steps=steps, guidance_scale=guidance
-            )
+                prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
+                guidance_scale=guidance,
+            )  # fmt: skip
             buffer = io.BytesIO()
             result.images[0].save(buffer, format="PNG")
             images.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
         return images
+
+    def _prompts(self, model_input: np.ndarray) -> list[str]:
+        # A list from Python; a table of one column from a server.
+        prompts = list(np.asarray(model_input, dtype=object).ravel())
+        if not prompts:
+            raise refused("no prompt is given; send at least one, as text")
+        for place, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise refused(f"prompt {place} is {prompt!r}; send text that says what to draw")
+            if lost := self._lost(prompt):
+                raise refused(
+                    f"prompt {place} is longer than the model reads: {lost!r} would be lost; shorten it"
+                )
+        return prompts
+
+    def _lost(self, prompt: str) -> str:
+        """What of a prompt the text encoder never sees."""
+        tokenizer = self.pipeline.tokenizer
+        words = tokenizer(prompt, add_special_tokens=False).input_ids
+        return tokenizer.decode(words[tokenizer.model_max_length - 2 :]).strip()
+
+    def _settings(self, params: dict[str, Any]) -> tuple[int, int, float]:
+        most = self.pipeline.scheduler.config.num_train_timesteps
+        seed = int(params.get("seed", 0))
+        steps = int(params.get("num_inference_steps", 25))
+        guidance = float(params.get("guidance_scale", 4.0))
+        if not 0 <= seed < 2**63:
+            raise refused(f"seed is {seed}; send a whole number from 0 to 2^63 - 1")
+        if not 1 <= steps <= most:
+            raise refused(f"num_inference_steps is {steps}; send a whole number from 1 to {most}")
+        if not 0 <= guidance < float("inf"):
+            raise refused(f"guidance_scale is {guidance}; send a finite number, 0 or more")
+        return seed, steps, guidance
+
+
+def refused(reason: str) -> MlflowException:
+    """What a caller has to change; a server answers it with 400."""
+    return MlflowException(reason, error_code=INVALID_PARAMETER_VALUE)
+
+
+class _UnknownParameters(logging.Filter):
+    """MLflow drops a parameter that the signature doesn't name and only logs it: a caller would get another
+    image than asked for. Where it would log, this refuses."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message.startswith("Unrecognized params"):
+            raise refused(message.split("To enable")[0].strip())
+        return True
 
 
 def verify(folder: Path, manifest: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import mlflow
@@ -19,7 +19,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from PIL.Image import Image
 
 from gift_ray.config.schema import StudyConfig
-from gift_ray.errors import ConfigError
+from gift_ray.errors import ConfigError, GiftError
+from gift_ray.tracking.store import answering, require_reachable, sqlite_uri
 
 PARENT = "mlflow.parentRunId"
 # A bar for each file that is copied says nothing to anyone.
@@ -28,25 +29,22 @@ STUDY = "gift_ray.study.load"
 TRIAL = "gift_ray.trial"
 UNDEFENDED = "gift_ray.undefended"
 LOCAL_UI = "http://127.0.0.1:5000"
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def tracking_uri(config: StudyConfig) -> str:
     """Where the study is tracked: the configured server, else an SQLite file in its folder."""
-    return config.tracking.tracking_uri or f"sqlite:///{config.study_dir / 'mlflow.db'}"
+    return config.tracking.tracking_uri or sqlite_uri(config.study_dir / "mlflow.db")
 
 
-def require_reachable(uri: str) -> None:
-    """Ask a server once: MLflow's own client would try for minutes before it says no."""
-    if not uri.startswith("http"):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
-            return
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"tracking.tracking_uri: {uri} does not answer ({error}); start the server, or leave the "
-            "field out for an SQLite file in the study's folder"
-        ) from error
+def _answered(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
+    @functools.wraps(method)
+    def call(self: Tracker, *args: P.args, **kwargs: P.kwargs) -> R:
+        with answering(self.uri):
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Tracker:
@@ -56,7 +54,9 @@ class Tracker:
         fingerprint: of the study; running the same study again continues its parent run.
 
     Raises:
-        ConfigError: the tracking server can't be reached.
+        ConfigError: what should keep the runs does not answer, can't be written, or is not MLflow's.
+
+    Every other method raises ClusterFailed if it gives out later.
     """
 
     def __init__(self, config: StudyConfig, fingerprint: str) -> None:
@@ -66,11 +66,12 @@ class Tracker:
         self.uri = tracking_uri(config)
         require_reachable(self.uri)
         mlflow.set_tracking_uri(self.uri)
-        self.client = MlflowClient(self.uri)
-        config.study_dir.mkdir(parents=True, exist_ok=True)
-        self.experiment_id = self._experiment()
-        self.run_id = self._parent(fingerprint)
+        with answering(self.uri, ConfigError):
+            self.client = MlflowClient(self.uri)
+            self.experiment_id = self._experiment()
+            self.run_id = self._parent(fingerprint)
 
+    @_answered
     def trial(
         self,
         trial_id: str,
@@ -99,6 +100,7 @@ class Tracker:
         self.client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
 
+    @_answered
     def undefended(
         self,
         curves: Mapping[str, Mapping[int, float]],
@@ -119,6 +121,7 @@ class Tracker:
         place = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
         return f"{place}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
+    @_answered
     def summary(
         self, metrics: Mapping[str, float], tags: Mapping[str, str], files: list[Path]
     ) -> None:
@@ -129,6 +132,19 @@ class Tracker:
         for file in files:
             self.client.log_artifact(self.run_id, str(file))
 
+    @contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """A job that ends by an error in this block leaves the parent run FAILED; one that is interrupted,
+        KILLED."""
+        try:
+            yield
+        except BaseException as error:
+            # What the job died of is what is told, even where the tracker itself has given out.
+            with suppress(GiftError):
+                self.close("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+
+    @_answered
     def close(self, status: str) -> None:
         """End the parent run; children that still run have lost their writer and are closed too."""
         query = f"tags.`{PARENT}` = '{self.run_id}' and attributes.status = 'RUNNING'"

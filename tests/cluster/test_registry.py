@@ -32,7 +32,7 @@ from tiny import make_pipeline, tiny_study
 from gift_ray.cli.command import main
 from gift_ray.config.running import TrackingConfig
 from gift_ray.config.schema import StudyConfig
-from gift_ray.errors import ModelError
+from gift_ray.errors import ClusterFailed, ModelError
 from gift_ray.records.manifest import seal, verify
 from gift_ray.tracking.registry import register, registered
 from gift_ray.tracking.tracker import Tracker
@@ -231,7 +231,7 @@ def test_a_server_that_fails_is_not_one_without_a_champion(
 
     with monkeypatch.context() as patch:
         patch.setattr(tracker.client, "get_model_version_by_alias", busy)
-        with pytest.raises(MlflowException, match="busy"):
+        with pytest.raises(ClusterFailed, match="busy"):
             register(tracker, "kept", folders[1], 0.4, "protocol", {})
     assert champion(tracker.client, "kept") == "1"
 

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from tiny import tiny_study
 
 from gift_ray.config.schema import StudyConfig
-from gift_ray.errors import ConfigError
+from gift_ray.errors import ClusterFailed, ConfigError
 from gift_ray.tracking.tracker import PARENT, Tracker
 
 pytestmark = pytest.mark.timeout(300)
@@ -87,6 +88,36 @@ def test_running_again_continues_the_same_parent_and_close_reaps(tracker):
     tracker.close("FINISHED")
     assert tracker.client.get_run(orphan.info.run_id).info.status == "KILLED"
     assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("no"), "FAILED"),
+        (ZeroDivisionError(), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_a_job_that_does_not_come_to_its_end_leaves_no_running_run(
+    tracker: Tracker, error: BaseException, status: str
+) -> None:
+    tracker.client.update_run(tracker.run_id, status="RUNNING")
+    with pytest.raises(type(error)), tracker.closed_on_failure():
+        raise error
+    assert tracker.client.get_run(tracker.run_id).info.status == status
+
+
+def test_a_store_that_gives_out_in_the_middle_is_one_line(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = MlflowClient("http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracker, "client", gone)
+    with pytest.raises(ClusterFailed, match="run the same command again"):
+        tracker.summary({"a": 1.0}, {}, [])
+    # What a job died of is told, even where the tracker has given out too.
+    with pytest.raises(ZeroDivisionError), tracker.closed_on_failure():
+        raise ZeroDivisionError
 
 
 def test_unreachable_server_is_one_line(tmp_path, tiny_config):

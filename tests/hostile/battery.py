@@ -112,7 +112,10 @@ def study(
         set_at(raw, path, value)
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
-    with patch("ray.init", side_effect=_Started):
+    with (
+        patch("ray.init", side_effect=_Started),
+        patch("gift_ray.cli.sweep.Tracker", side_effect=_Started),
+    ):
         run([command, str(file), *overrides])
     return load_study(file, list(overrides))
 
