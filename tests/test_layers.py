@@ -18,7 +18,7 @@ FLOORS = (
     {"records"},
     {"models"},
     {"plugins"},
-    {"training/finetuning", "models/checkpoints", "data"},
+    {"training/finetuning", "training/representation", "models/checkpoints", "data"},
     PLUGINS,
     {"study"},
     {"verdict"},

@@ -2,12 +2,18 @@
 prior preservation over the whole denoiser (alpha_inner, D_S) and an outer step of immunization over the
 cross-attention parameters psi (alpha_outer, D_M). The defaults are our best; `gift_paper` is the
 paper's letter.
+
+Two options go beyond the paper. `path` takes the outer gradient at a random point between the released
+weights and the base's: an attacker's training leads back towards the base, where the concept still
+lives, so the way there must be blocked as well. `prior_loss: distillation` holds the released model to
+the base's own predictions on D_S.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,6 +25,8 @@ from gift_ray.errors import UnitFailed
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.plugins import Defense
 from gift_ray.training import parallel
+from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.conflicts import cosine, project, without_conflicts
 from gift_ray.training.diffusion import (
     Batch,
     Examples,
@@ -26,12 +34,13 @@ from gift_ray.training.diffusion import (
     balanced_batch,
     capture,
     concatenate,
-    dot,
-    full,
     per_sample_mse,
 )
 from gift_ray.training.loop import Level, OptimizerName, Report, train
+from gift_ray.training.representation import NoiseKind, NoiseTarget
 
+# Rounds between two measurements of the activations: each costs a forward pass of the base.
+DIAGNOSTICS_EVERY = 10
 # Below this share of the base's standard deviation, activations have lost their scale, not only the
 # concept: the model is destroyed, and no score of it would mean anything.
 COLLAPSED_STD_RATIO = 1e-3
@@ -46,20 +55,41 @@ class Gift(Defense):
         5e-6, gt=0, description="learning rate of the inner level, whole denoiser"
     )
     alpha_outer: float = Field(2e-5, gt=0, description="learning rate of the outer level, psi")
-    beta: float = Field(0.1, ge=0, description="weight of L_noise in Eq. 8")
+    beta: float = Field(0.1, ge=0, description="weight of L_noise in Eq. 8; 0: none is computed")
     max_weight: float = Field(1.0, ge=0, description="weight of L_max in Eq. 8; 0: noise only")
     max_train_steps: int = Field(1000, gt=0, description="inner and outer steps together")
     inner_steps: int = Field(1, gt=0, description="inner steps of each round")
     outer_steps: int = Field(1, gt=0, description="outer steps of each round")
     train_batch_size: int = Field(1, gt=0)
-    parameter_group: ParameterGroup = "cross_attention"
+    parameter_group: ParameterGroup = Field(
+        "cross_attention", description="what the outer level trains; psi in the paper"
+    )
     max_loss: Literal["negative", "hinge", "log"] = "hinge"
     margin: float = Field(
         1.0, gt=0, description="of the hinge: predicting nothing gives an MSE of 1"
     )
-    noise_target: Literal["sample", "frozen"] = "frozen"
+    noise_target: NoiseKind = "frozen"
     noise_layers: NoiseLayers = "blocks"
     coordination: Literal["alternate", "joint", "project"] = "alternate"
+    prior_loss: Literal["denoising", "distillation"] = Field(
+        "denoising", description="Eq. 9, or the distance to the base's own predictions on D_S"
+    )
+    caption_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of D_S that the inner level sees without its caption"
+    )
+    path: float = Field(
+        0.0, ge=0, le=0.95,
+        description="the outer gradient is taken at a random share of the way to the base, up to this",
+    )  # fmt: skip
+    decay: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the rounds, the last, over which both rates fall to 0",
+    )
+    tail_steps: int = Field(
+        0, ge=0, description="inner steps after the rounds, from half of alpha_inner down to 0"
+    )
     # Of several concepts only. Left out of the identity at their defaults: models against one concept
     # are what they were before these options were there.
     concept_sampling: Literal["balanced", "proportional"] = Field(
@@ -88,27 +118,23 @@ class Gift(Defense):
         seeds: Seeds,
         report: Report,
     ) -> Backbone:
-        base, model = model, model.clone()
-        inner = self._level(model, "all", self.alpha_inner)
-        outer = self._level(model, self.parameter_group, self.alpha_outer)
-        d_m = malicious if self.concept_sampling == "balanced" else [concatenate(malicious)]
-        noise = NoiseTarget.of(self, base, concatenate(malicious), seeds)
-
-        rounds = math.ceil(self.max_train_steps / (self.inner_steps + self.outer_steps))
-        per_round = 2 if self.coordination == "joint" else self.inner_steps + self.outer_steps
-        one_round = self._joint_round if self.coordination == "joint" else self._alternating_round
-
-        def round_(index: int) -> dict[str, float]:
-            values = one_round(model, d_m, safe, inner, outer, noise, seeds, index)
-            if values.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO:
-                raise UnitFailed(
-                    f"step {index + 1}: activations collapsed (std ratio {values['std_ratio']:.1e})"
-                )
-            return values | {"images_seen": (index + 1) * per_round * self.train_batch_size}
-
-        advice = "lower alpha_outer or beta"
-        train(round_, rounds, {"inner": inner, "outer": outer}, report, advice=advice)
-        return model
+        released = model.clone()
+        every = concatenate(malicious)
+        run = Immunization(
+            options=self,
+            base=model,
+            model=released,
+            d_m=malicious if self.concept_sampling == "balanced" else [every],
+            d_s=safe,
+            inner=self._level(released, "all", self.alpha_inner),
+            outer=self._level(released, self.parameter_group, self.alpha_outer),
+            noise=NoiseTarget.of(self.noise_target, self.noise_layers, model, every, seeds),
+            seeds=seeds,
+        )
+        levels = {"inner": run.inner, "outer": run.outer}
+        steps = run.rounds + self.tail_steps
+        train(run.step, steps, levels, report, advice="lower alpha_outer or beta")
+        return released
 
     def _level(self, model: Backbone, group: ParameterGroup, rate: float) -> Level:
         return Level(
@@ -119,88 +145,147 @@ class Gift(Defense):
             fp16=model.mixed_precision == "fp16",
         )
 
-    def _alternating_round(
-        self, model: Backbone, d_m: Sequence[Examples], d_s: Examples, inner: Level,
-        outer: Level, noise: NoiseTarget, seeds: Seeds, index: int,
-    ) -> dict[str, float]:  # fmt: skip
+
+@dataclass(frozen=True)
+class Immunization:
+    """One training: the released `model` on its way from `base`, its data, and its two levels."""
+
+    options: Gift
+    base: Backbone
+    model: Backbone
+    d_m: Sequence[Examples]
+    d_s: Examples
+    inner: Level
+    outer: Level
+    noise: NoiseTarget
+    seeds: Seeds
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps of one round, inner and outer together."""
+        if self.options.coordination == "joint":
+            return 2
+        return self.options.inner_steps + self.options.outer_steps
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds `max_train_steps` allows."""
+        return math.ceil(self.options.max_train_steps / self.steps_per_round)
+
+    def step(self, index: int) -> dict[str, float]:
+        """One round, or one step of the tail; returns what is logged of it."""
+        if index >= self.rounds:
+            values = self._tail_step(index - self.rounds)
+        elif self.options.coordination == "joint":
+            values = self._joint_round(index)
+        else:
+            values = self._alternating_round(index)
+        if values.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO:
+            raise UnitFailed(
+                f"step {index + 1}: activations collapsed (std ratio {values['std_ratio']:.1e})"
+            )
+        steps = min(index + 1, self.rounds) * self.steps_per_round + max(0, index + 1 - self.rounds)
+        return values | {"images_seen": steps * self.options.train_batch_size}
+
+    def _alternating_round(self, index: int) -> dict[str, float]:
         """Algorithm 1, lines 2-13: theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I
         (Eq. 2). With `project`, what in the outer gradient opposes the last inner one is removed."""
+        options, rate = self.options, falling(index, self.rounds, self.options.decay)
         values: dict[str, float] = {}
-        names = list(inner.parameters)
-        psi = [names.index(name) for name in outer.parameters]
-        for k in range(self.inner_steps):
-            at = index * self.inner_steps + k
-            gradients, parts = self._prior_gradients(model, d_s, inner, seeds, at)
-            prior_on_psi = [gradients[i].clone() for i in psi]
-            values |= parts | {"grad_norm_inner": inner.step(gradients)}
-        for k in range(self.outer_steps):
-            at = index * self.outer_steps + k
-            gradients, parts = self._immunize_gradients(model, d_m, outer, noise, seeds, at)
-            values |= parts | {"cosine": _cosine(gradients, prior_on_psi)}
-            if self.coordination == "project":
+        for k in range(options.inner_steps):
+            gradients, parts = self._inner_gradients(index * options.inner_steps + k)
+            prior_on_psi = self._on_psi(gradients)
+            values |= parts | {"grad_norm_inner": self.inner.step(gradients, rate)}
+        for k in range(options.outer_steps):
+            gradients, parts = self._outer_gradients(index * options.outer_steps + k, index)
+            values |= parts | {"cosine": cosine(gradients, prior_on_psi)}
+            if options.coordination == "project":
                 gradients = project(gradients, prior_on_psi)
-            values["grad_norm_outer"] = outer.step(gradients)
+            values["grad_norm_outer"] = self.outer.step(gradients, rate)
         return values
 
-    def _joint_round(
-        self, model: Backbone, d_m: Sequence[Examples], d_s: Examples, inner: Level,
-        outer: Level, noise: NoiseTarget, seeds: Seeds, index: int,
-    ) -> dict[str, float]:  # fmt: skip
+    def _joint_round(self, index: int) -> dict[str, float]:
         """Both gradients at the same weights, one summed update: Eq. 4 without its last term."""
-        inner_gradients, prior = self._prior_gradients(model, d_s, inner, seeds, index)
-        outer_gradients, parts = self._immunize_gradients(model, d_m, outer, noise, seeds, index)
-        names = list(inner.parameters)
-        on_psi = [inner_gradients[names.index(name)] for name in outer.parameters]
-        cosine = _cosine(outer_gradients, on_psi)
+        rate = falling(index, self.rounds, self.options.decay)
+        inner_gradients, prior = self._inner_gradients(index)
+        outer_gradients, parts = self._outer_gradients(index, index)
         return parts | prior | {
-            "cosine": cosine,
-            "grad_norm_inner": inner.step(inner_gradients),
-            "grad_norm_outer": outer.step(outer_gradients),
+            "cosine": cosine(outer_gradients, self._on_psi(inner_gradients)),
+            "grad_norm_inner": self.inner.step(inner_gradients, rate),
+            "grad_norm_outer": self.outer.step(outer_gradients, rate),
         }  # fmt: skip
 
-    def _prior_gradients(
-        self, model: Backbone, d_s: Examples, inner: Level, seeds: Seeds, index: int
-    ) -> tuple[list[Tensor], dict[str, float]]:
-        """Gradients of Eq. 9 on a batch of D_S, and its value."""
-        generator = seeds.generator("inner", index)
-        batch = d_s.batch(self.train_batch_size, generator)
-        noise, timesteps = model.draw(self.train_batch_size, generator)
+    def _tail_step(self, index: int) -> dict[str, float]:
+        """Prior preservation alone: what the last outer steps cost honest users is won back."""
+        gradients, values = self._inner_gradients(self.rounds * self.options.inner_steps + index)
+        rate = 0.5 * (1 - index / self.options.tail_steps)
+        return values | {"grad_norm_inner": self.inner.step(gradients, rate)}
+
+    def _on_psi(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Of the inner level's gradients, copies of those on the outer level's parameters."""
+        place = {name: i for i, name in enumerate(self.inner.parameters)}
+        return [gradients[place[name]].clone() for name in self.outer.parameters]
+
+    def _inner_gradients(self, index: int) -> tuple[list[Tensor], dict[str, float]]:
+        """Gradients of L_prior on a batch of D_S, and its value."""
+        generator = self.seeds.generator("inner", index)
+        batch = self.d_s.batch(self.options.train_batch_size, generator)
+        noise, times = self.model.draw(len(batch), generator)
+        if self.options.caption_dropout:
+            chance = self.seeds.generator("inner-captions", index)
+            dropped = torch.rand(len(batch), generator=chance) < self.options.caption_dropout
+            batch = without_captions(batch, dropped, self.base.condition([""]))
+        distil = self.options.prior_loss == "distillation"
 
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
-            loss = prior_loss(model, batch.take(rows), timesteps[rows], noise[rows])
+            mine, t, eps = batch.take(rows), times[rows], noise[rows]
+            loss = (
+                distillation_loss(self.model, self.base, mine, t, eps)
+                if distil
+                else prior_loss(self.model, mine, t, eps)
+            )
             return loss, {"L_prior": loss.item()}
 
-        return _gradients_of(inner, loss_of, range(len(batch)), len(batch))
+        return _gradients_of(self.inner, loss_of, range(len(batch)), len(batch))
+
+    def _outer_gradients(self, index: int, round_: int) -> tuple[list[Tensor], dict[str, float]]:
+        """Gradients of Eq. 8 on a batch of D_M, at a random point of the path where there is one, and
+        the parts of the loss for the log."""
+        share = float(torch.rand((), generator=self.seeds.generator("path", index)))
+        with on_the_way(self.model, self.base, share * self.options.path):
+            return self._immunize_gradients(index, measure=round_ % DIAGNOSTICS_EVERY == 0)
 
     def _immunize_gradients(
-        self, model: Backbone, d_m: Sequence[Examples], outer: Level, target: NoiseTarget,
-        seeds: Seeds, index: int,
-    ) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
-        """Gradients of Eq. 8 on a batch of D_M, and its parts for the log."""
-        generator = seeds.generator("outer", index)
-        batch, concepts = balanced_batch(d_m, self.train_batch_size, generator)
-        noise, timesteps = model.draw(len(batch), generator)
+        self, index: int, *, measure: bool
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        options = self.options
+        generator = self.seeds.generator("outer", index)
+        batch, concepts = balanced_batch(self.d_m, options.train_batch_size, generator)
+        noise, times = self.model.draw(len(batch), generator)
+        # Without L_noise the activations are needed for their measurement only.
+        watched = self.model.layers(options.noise_layers) if options.beta or measure else {}
 
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
-            mine, t, eps = batch.take(rows), timesteps[rows], noise[rows]
-            with capture(model.layers(self.noise_layers)) as activations:
-                mse = model.denoising_loss(mine.latents, mine.conditioning, t, eps)
-            l_max = max_loss(mse, self.max_loss, self.margin).mean()
-            layers = target.losses(activations, batch.keys, seeds, index, rows)
-            l_noise = torch.stack(list(layers.values())).sum()
-            values = {
-                "L_max": l_max.item(),
-                "L_noise": l_noise.item(),
-                "mse_malicious": mse.mean().item(),
-            }
-            values |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
-            values |= target.diagnostics(activations, mine, t, eps)
-            return self.max_weight * l_max + self.beta * l_noise, values
+            mine, t, eps = batch.take(rows), times[rows], noise[rows]
+            with capture(watched) as activations:
+                mse = self.model.denoising_loss(mine.latents, mine.conditioning, t, eps)
+            l_max = max_loss(mse, options.max_loss, options.margin).mean()
+            loss = options.max_weight * l_max
+            values = {"L_max": l_max.item(), "mse_malicious": mse.mean().item()}
+            if options.beta:
+                layers = self.noise.losses(activations, batch.keys, self.seeds, index, rows)
+                l_noise = torch.stack(list(layers.values())).sum()
+                loss = loss + options.beta * l_noise
+                values |= {"L_noise": l_noise.item()}
+                values |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
+            if measure:
+                values |= self.noise.diagnostics(activations, mine, t, eps)
+            return loss, values
 
-        if not self.concept_projection:
-            return _gradients_of(outer, loss_of, range(len(batch)), len(batch))
+        if not options.concept_projection:
+            return _gradients_of(self.outer, loss_of, range(len(batch)), len(batch))
         # One concept at a time: its share of the batch's gradient, and of the means that are logged.
-        each = [_gradients_of(outer, loss_of, rows, len(batch)) for rows in concepts]
+        each = [_gradients_of(self.outer, loss_of, rows, len(batch)) for rows in concepts]
         order = torch.randperm(len(each), generator=generator).tolist()
         gradients = without_conflicts([gradients for gradients, _ in each], order)
         shares = [len(rows) / len(batch) for rows in concepts]
@@ -211,84 +296,21 @@ class Gift(Defense):
         return gradients, values
 
 
-@dataclass(frozen=True)
-class NoiseTarget:
-    """The eps_m^(j) of Eq. 7: what the activations of D_M are pulled to.
-
-    `sample`: fresh noise with the mean and variance of the current activation, as the paper writes.
-    `frozen`: noise with the base's per-channel mean and deviation, fixed for each image and layer,
-    the error divided by the base's variance. In expectation the first's gradient only shrinks an
-    activation; in a real unet, whose layers share weights, both shrink and both take away what
-    the activation says, the first more of it (docs/LOG.md).
-    """
-
-    kind: str
-    base: Backbone
-    which: NoiseLayers
-    mean: dict[str, Tensor]
-    std: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, defense: Gift, base: Backbone, d_m: Examples, seeds: Seeds) -> NoiseTarget:
-        """Measure the base's statistics per channel over all of D_M, a few timesteps each."""
-        totals: dict[str, list[Tensor]] = {}
-        for index in range(4):
-            generator = seeds.generator("noise-statistics", index)
-            batch = d_m.batch(min(len(d_m), 16), generator)
-            noise, timesteps = base.draw(len(batch.keys), generator)
-            for name, z in _activations(
-                base, defense.noise_layers, batch, timesteps, noise
-            ).items():
-                totals.setdefault(name, []).append(full(_channels_first(z)))
-        stacked = {name: torch.cat(parts) for name, parts in totals.items()}
-        mean = {name: z.mean((0, 2)) for name, z in stacked.items()}
-        std = {name: z.std((0, 2)).clamp_min(1e-6) for name, z in stacked.items()}
-        return cls(defense.noise_target, base, defense.noise_layers, mean, std)
-
-    def losses(
-        self, activations: dict[str, Tensor], keys: tuple[str, ...], seeds: Seeds, index: int,
-        rows: Sequence[int],
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """The terms of Eq. 7, one scalar for each layer j: means over `rows`, whose activations these
-        are, of the batch with `keys`."""
-        if self.kind == "sample":
-            return {
-                name: noise_loss(z, seeds.generator(f"noise/{name}", index), rows, len(keys)).mean()
-                for name, z in activations.items()
-            }
-        mine = tuple(keys[i] for i in rows)
-        return {
-            name: self._frozen_loss(name, _channels_first(z), mine, seeds).mean()
-            for name, z in activations.items()
-        }
-
-    def _frozen_loss(self, name: str, z: Tensor, keys: tuple[str, ...], seeds: Seeds) -> Tensor:
-        """MSE to the image's own fixed noise, in units of the base's deviation: [B, C, P] -> [B]."""
-        fixed = [
-            torch.randn(z.shape[1:], generator=seeds.generator(f"frozen/{name}/{k}")) for k in keys
-        ]
-        scale, shift = self.std[name][:, None], self.mean[name][:, None]
-        return per_sample_mse((full(z) - shift) / scale, torch.stack(fixed).to(z.device))
-
-    def diagnostics(
-        self, activations: dict[str, Tensor], batch: Batch, timesteps: Tensor, noise: Tensor
-    ) -> dict[str, float]:
-        """Means over layers of std(z) / std(base z) and of the correlation of z to the base's z."""
-        reference = _activations(self.base, self.which, batch, timesteps, noise)
-        ratios, correlations = [], []
-        for name, z in activations.items():
-            now, then = full(z.detach()).flatten(), full(reference[name]).flatten()
-            ratios.append(float(now.std() / then.std().clamp_min(1e-12)))
-            correlations.append(float(torch.corrcoef(torch.stack([now, then]))[0, 1]))
-        return {
-            "std_ratio": sum(ratios) / len(ratios),
-            "correlation": sum(correlations) / len(correlations),
-        }
-
-
-def prior_loss(model: Backbone, batch: Batch, timesteps: Tensor, noise: Tensor) -> Tensor:
+def prior_loss(model: Backbone, batch: Batch, times: Tensor, noise: Tensor) -> Tensor:
     """L_prior = E || eps_theta(x_s, c_s, t) - eps ||^2 (Eq. 9), a scalar."""
-    return model.denoising_loss(batch.latents, batch.conditioning, timesteps, noise).mean()
+    return model.denoising_loss(batch.latents, batch.conditioning, times, noise).mean()
+
+
+def distillation_loss(
+    model: Backbone, base: Backbone, batch: Batch, times: Tensor, noise: Tensor
+) -> Tensor:
+    """E || eps_theta(x_t, c_s, t) - eps_theta_0(x_t, c_s, t) ||^2, theta_0 the base: 0 where the model
+    still predicts what the base does. A scalar."""
+    latents, noise, times = (t.to(model.device) for t in (batch.latents, noise, times))
+    noisy = model.add_noise(latents, noise, times)
+    with torch.no_grad():
+        goal = base.predict(noisy, batch.conditioning, times)
+    return per_sample_mse(model.predict(noisy, batch.conditioning, times), goal).mean()
 
 
 def max_loss(mse: Tensor, kind: str, margin: float) -> Tensor:
@@ -304,42 +326,38 @@ def max_loss(mse: Tensor, kind: str, margin: float) -> Tensor:
     return -torch.log1p(mse)
 
 
-def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size: int) -> Tensor:
-    """One term of Eq. 7 for each sample: MSE(z, eps), eps ~ N(mu_z, sigma_z^2), [B, ...] -> [B].
-
-    The draws are those of a batch of `size`, of which z holds `rows`. mu_z and sigma_z^2 are the mean
-    and variance over all elements of the sample's activation; no gradient flows through them (the
-    paper does not say).
-    """
-    flat = z.flatten(1)
-    mean = full(flat.detach()).mean(1, keepdim=True)
-    std = full(flat.detach()).std(1, keepdim=True, correction=0)
-    draws = torch.randn((size, flat.shape[1]), generator=generator)[rows]
-    eps = mean + std * draws.to(z.device)
-    return per_sample_mse(flat, eps)
+def falling(index: int, rounds: int, share: float) -> float:
+    """The factor of the learning rates in round `index`: 1, then over the last `share` of the rounds in
+    a straight line towards 0, which it would reach at round `rounds`."""
+    first = rounds * (1 - share)
+    return 1.0 if index <= first else (rounds - index) / (rounds - first)
 
 
-def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-    """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
-    conflict = dot(gradients, other)
-    # Not finite: one of them overflowed under fp16, and its level skips its step.
-    if conflict >= 0 or not conflict.isfinite():
-        return list(gradients)
-    factor = conflict / dot(other, other).clamp_min(1e-20)
-    return [g - factor * o for g, o in zip(gradients, other, strict=True)]
+def without_captions(batch: Batch, dropped: Tensor, empty: Conditioning) -> Batch:
+    """The batch with the conditioning of the empty prompt where `dropped` [B] is true."""
+    rows = torch.where(dropped, len(batch), torch.arange(len(batch)))
+    conditioning = Conditioning.concatenate([batch.conditioning, empty])[rows]
+    captions = ("" if gone else c for gone, c in zip(dropped, batch.captions, strict=True))
+    return Batch(batch.latents, conditioning, batch.keys, tuple(captions))
 
 
-def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int]) -> list[Tensor]:
-    """The sum of several gradients, from each of which what opposes the others is removed first, one
-    after the other in `order` (PCGrad, Yu et al. 2020, Alg. 1)."""
-    projected = []
-    for i, gradient in enumerate(gradients):
-        left = list(gradient)
-        for j in order:
-            if j != i:
-                left = project(left, gradients[j])
-        projected.append(left)
-    return [torch.stack(parts).sum(0) for parts in zip(*projected, strict=True)]
+@contextmanager
+def on_the_way(model: Backbone, base: Backbone, share: float) -> Iterator[None]:
+    """Within the block the model's weights are theta + share (theta_0 - theta), theta_0 the base's."""
+    if share == 0:
+        yield
+        return
+    weights, goal = model.parameters("all"), base.parameters("all")
+    saved = {name: weight.detach().clone() for name, weight in weights.items()}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.lerp_(goal[name], share)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(saved[name])
 
 
 def _gradients_of(
@@ -355,22 +373,3 @@ def _gradients_of(
     else:
         gradients, values = [torch.zeros_like(p) for p in level.parameters.values()], {}
     return parallel.add_up(gradients), parallel.mean_of(values, len(mine))
-
-
-@torch.no_grad()
-def _activations(
-    model: Backbone, which: NoiseLayers, batch: Batch, timesteps: Tensor, noise: Tensor
-) -> dict[str, Tensor]:
-    with capture(model.layers(which)) as activations:
-        model.denoising_loss(batch.latents, batch.conditioning, timesteps, noise)
-    return activations
-
-
-def _channels_first(z: Tensor) -> Tensor:
-    """[B, C, h, w] or attention's [B, P, C] -> [B, C, P]."""
-    return z.flatten(2) if z.dim() == 4 else z.transpose(1, 2)
-
-
-def _cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    norms = (dot(left, left) * dot(right, right)).sqrt().clamp_min(1e-20)
-    return float(dot(left, right) / norms)

@@ -1,0 +1,39 @@
+"""Gradients that oppose each other, and the projection that removes the conflict (PCGrad, Yu et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gift_ray.training.diffusion import dot
+
+
+def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
+    conflict = dot(gradients, other)
+    # Not finite: one of them overflowed under fp16, and its level skips its step.
+    if conflict >= 0 or not conflict.isfinite():
+        return list(gradients)
+    factor = conflict / dot(other, other).clamp_min(1e-20)
+    return [g - factor * o for g, o in zip(gradients, other, strict=True)]
+
+
+def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int]) -> list[Tensor]:
+    """The sum of several gradients, from each of which what opposes the others is removed first, one
+    after the other in `order` (PCGrad, Yu et al. 2020, Alg. 1)."""
+    projected = []
+    for i, gradient in enumerate(gradients):
+        left = list(gradient)
+        for j in order:
+            if j != i:
+                left = project(left, gradients[j])
+        projected.append(left)
+    return [torch.stack(parts).sum(0) for parts in zip(*projected, strict=True)]
+
+
+def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Of the angle between two lists of tensors, each read as one long vector."""
+    norms = (dot(left, left) * dot(right, right)).sqrt().clamp_min(1e-20)
+    return float(dot(left, right) / norms)
