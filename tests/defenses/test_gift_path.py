@@ -118,12 +118,12 @@ def test_distillation_is_zero_at_the_base_alone(model: StableDiffusion, d_s: Exa
     generator = SEEDS.generator("inner", 0)
     batch = d_s.batch(BATCH, generator)
     noise, times = model.draw(BATCH, generator)
-    assert float(distillation_loss(model, model, batch, times, noise)) == 0
+    assert distillation_loss(model, model, batch, times, noise).item() == 0
     moved = model.clone()
     with torch.no_grad():
         next(moved.denoiser.parameters()).add_(0.1)
     ours = distillation_loss(moved, model, batch, times, noise)
-    assert float(ours) > 0
+    assert ours.item() > 0
     torch.testing.assert_close(ours, distilled(moved, model, d_s, 0))
 
 
