@@ -149,7 +149,7 @@ def test_one_round_is_algorithm_1(
     frozen = NoiseTarget.of(gift.noise_target, gift.noise_layers, model, d_m, SEEDS)
     by_hand = model.clone()
 
-    theta = by_hand.parameters("unet")
+    theta = by_hand.parameters("all")
     step(theta, torch.autograd.grad(written_prior(by_hand, d_s), list(theta.values())), 0.03)
     psi = by_hand.parameters("cross_attention")
     immunize = written_immunize(by_hand, d_m, gift, frozen)
@@ -184,7 +184,7 @@ def test_alternating_minus_joint_is_the_second_order_term(
     """
     options = LETTER | {"max_loss": "negative", "noise_target": "frozen", "beta": 0.1}
     frozen = NoiseTarget.of("frozen", "blocks", model, d_m, SEEDS)
-    theta, psi = model.parameters("unet"), model.parameters("cross_attention")
+    theta, psi = model.parameters("all"), model.parameters("cross_attention")
     with sdpa_kernel(SDPBackend.MATH):  # the only attention kernel that differentiates twice
         prior = torch.autograd.grad(written_prior(model, d_s), list(theta.values()))
         immunize = written_immunize(model, d_m, Gift(**options), frozen)
