@@ -8,7 +8,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /gift-ray
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY gift_ray gift_ray
 # Editable: jobs, drivers and workers read one copy. NudeNet's licence is its user's to accept:
 # --build-arg EXTRAS=hub,nudenet

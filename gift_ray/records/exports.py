@@ -4,8 +4,6 @@ attack. No weights of attacks are kept: an adapter is trained again, bit for bit
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ from gift_ray.models.backbone import Backbone
 from gift_ray.models.checkpoints import save_delta
 from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done
+from gift_ray.records.whole import written_whole
 from gift_ray.study.execute import verified_inputs
 from gift_ray.study.journal import Journal
 from gift_ray.study.plan import Arm, Plan
@@ -106,19 +105,11 @@ def _require_done(plan: Plan, *steps: Step) -> None:
 
 
 def _write(base: Backbone, model: Backbone, form: Format, path: Path) -> None:
-    """Whole or not at all: under a private name, then renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    private = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    write = {
-        "diffusers": lambda: model.save_pretrained(private),
-        "delta": lambda: save_delta(base, model, private),
-        "lora": lambda: model.save_lora(private),
-        "kohya": lambda: model.save_lora_kohya(private),
-    }
-    try:
+    with written_whole(path) as private:
+        write = {
+            "diffusers": lambda: model.save_pretrained(private),
+            "delta": lambda: save_delta(base, model, private),
+            "lora": lambda: model.save_lora(private),
+            "kohya": lambda: model.save_lora_kohya(private),
+        }
         write[form]()
-        private.rename(path)
-    finally:
-        if private.is_dir():
-            shutil.rmtree(private)
-        private.unlink(missing_ok=True)

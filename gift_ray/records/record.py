@@ -13,11 +13,9 @@ import math
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
-import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gift_ray.errors import DataError
+from gift_ray.records.whole import remove_leftovers, written_whole
 
 if TYPE_CHECKING:
     # Half of the time that a report's imports take: records are read without tensors.
@@ -117,35 +116,31 @@ def write_step(
 
     Returns the record; if somebody else finished the same step meanwhile, theirs.
     """
-    private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    private.mkdir(parents=True)
     started, cpu_started = time.time(), time.process_time()
     _reset_peak_memory()
     try:
-        result = work(private)
-        seconds = {
-            "seconds": round(time.time() - started, 3),
-            "cpu_seconds": round(time.process_time() - cpu_started, 3),
-        }
-        record = Record(
-            kind=identity["kind"],
-            fingerprint=digest(identity),
-            identity=identity,
-            result=result,
-            files=_hash_files(private),
-            provenance=provenance() | seconds | {"peak_memory_bytes": peak_memory_bytes()} | extra,
-        )
-        _write_json(private / RECORD, asdict(record))
-        private.rename(folder)
+        with written_whole(folder) as private:
+            private.mkdir()
+            result = work(private)
+            seconds = {
+                "seconds": round(time.time() - started, 3),
+                "cpu_seconds": round(time.process_time() - cpu_started, 3),
+            }
+            memory = {"peak_memory_bytes": peak_memory_bytes()}
+            record = Record(
+                kind=identity["kind"],
+                fingerprint=digest(identity),
+                identity=identity,
+                result=result,
+                files=_hash_files(private),
+                provenance=provenance() | seconds | memory | extra,
+            )
+            _write_json(private / RECORD, asdict(record))
     except Exception:
         if not is_done(folder):
             raise
         return read_record(folder)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
-    # What killed attempts at this step have left; one that still runs will find itself overtaken.
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(folder)
     return record
 
 
@@ -189,15 +184,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
     tensors: dict[str, torch.Tensor] = {}
     plain = _strip_tensors(state, [], tensors, set())
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain)
-    metadata = {"state": text, "checksum": _checksum(text, tensors)}
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as private:
+        save_file(tensors, private, metadata={"state": text, "checksum": _checksum(text, tensors)})
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -303,12 +292,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _write_json(partial, value)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as private:
+        _write_json(private, value)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

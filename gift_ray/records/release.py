@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gift_ray.models.families import base_model
 from gift_ray.models.locate import identity, locate
 from gift_ray.records.manifest import seal
 from gift_ray.records.record import canonical, digest
+from gift_ray.records.whole import written_whole
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.protocol import attack_names, verdict_id
 from gift_ray.verdict.scoring import Scorecard
@@ -62,17 +62,13 @@ def export(
     folder = study_dir / "models" / f"{plan.config.defense.name}-{key[:16]}"
     if folder.exists():
         return folder
-    private = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with written_whole(folder) as private:
         weights = arm.immunize.folder(study_dir) / "unet.safetensors"
         base_model(plan.config.model).with_weights(weights).save_pretrained(private)
         for text in locate(plan.config.model).glob("LICENSE*"):
             shutil.copy(text, private)
         model_card(plan, arm, card, settings).save(private / "README.md")
         seal(private)
-        private.rename(folder)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
     return folder
 
 

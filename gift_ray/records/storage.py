@@ -22,6 +22,7 @@ from pyarrow import fs
 from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError, DataError
 from gift_ray.records.record import is_done, read_record
+from gift_ray.records.whole import written_whole
 
 DONE = "done"
 # More than what a full disk keeps in reserve for small files.
@@ -146,11 +147,10 @@ class ObjectStore(Storage):
             attempt = self._done(folder.name)
             if attempt is None:
                 return False
-            private = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
             try:
-                self._copy_here(f"steps/{folder.name}/{attempt}", private)
-                read_record(private)
-                private.rename(folder)
+                with written_whole(folder) as private:
+                    self._copy_here(f"steps/{folder.name}/{attempt}", private)
+                    read_record(private)
             except DataError as error:
                 raise ClusterFailed(
                     f"cluster.storage_path: {self.path(f'steps/{folder.name}')} is damaged; delete it to "
@@ -160,8 +160,6 @@ class ObjectStore(Storage):
                 # Unless another process of this node was faster.
                 if not is_done(folder):
                     raise
-            finally:
-                shutil.rmtree(private, ignore_errors=True)
         return True
 
     def send_step(self, folder: Path) -> None:
@@ -182,10 +180,8 @@ class ObjectStore(Storage):
             if there.type == fs.FileType.Directory:
                 self._copy_here(self._name(path), path)
             elif there.is_file:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-                fs.copy_files(there.path, str(partial), self.filesystem, fs.LocalFileSystem())
-                os.replace(partial, path)
+                with written_whole(path) as private:
+                    fs.copy_files(there.path, str(private), self.filesystem, fs.LocalFileSystem())
 
     def send(self, path: Path) -> None:
         with self._answering():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from gift_ray import THREAT_MODEL
+from gift_ray.records.whole import written_whole
 from gift_ray.report import figures, papers, pictures
 from gift_ray.report.collect import collect
 from gift_ray.report.contents import Study
@@ -43,9 +43,8 @@ def write_report(folder: Path, images: str | None = None) -> Path:
     study = collect(folder, images)
     papers.write_papers(study)
     page = folder / PAGE
-    partial = page.with_name(f".{PAGE}")
-    partial.write_text(render(study), encoding="utf-8", newline="\n")
-    os.replace(partial, page)
+    with written_whole(page) as private:
+        private.write_text(render(study), encoding="utf-8", newline="\n")
     return page
 
 

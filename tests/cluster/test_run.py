@@ -258,7 +258,7 @@ def in_background(work: Callable[[], None]) -> Iterator[None]:
 def wait_for_attempt(study_dir: Path, step: Step, seen: list[str]) -> str:
     """The private folder of an attempt at a step; it is there before the attempt begins to train."""
     while True:
-        for private in (study_dir / "steps").glob(f".{step.name}.*"):
+        for private in (study_dir / "steps").glob(f".*.{step.name}"):
             if private.name not in seen:
                 return private.name
         time.sleep(0.001)
