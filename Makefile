@@ -4,15 +4,15 @@ BIN := .venv/bin
 # uv installs in seconds; wheels that pip knows of are known to it too.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: demo test check chaos chromium clean
+.PHONY: demo test check docs chaos lock lowest chromium clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/submit.py jobs/sweep.py configs/demo.yaml $(ARGS)
 
-test: .venv/ready check chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not chaos' $(ARGS)
+test: .venv/ready check docs chromium
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m 'not slow and not chaos' $(ARGS)
 	# Ray clusters one after the other: two at a time starve each other, and Ray's jobs find the wrong one.
-	$(BIN)/python -m pytest -m 'slow and not chaos' $(ARGS)
+	$(BIN)/python -m pytest --durations=10 -m 'slow and not chaos' $(ARGS)
 
 # 20 workers, nodes and drivers killed while a small study runs; minutes, and not part of `make test`.
 chaos: .venv/ready
@@ -22,6 +22,22 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation site, in build/site. A warning is an error, and so is a link that leads nowhere.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Pin what a resolver finds today, for all platforms: `uv pip install -c requirements.lock .` installs it again.
+lock: .venv/ready
+	UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+		--no-header --no-emit-index-url --no-emit-find-links --upgrade pyproject.toml -o requirements.lock
+
+# The lowest versions that pyproject.toml allows, in an environment of their own, under the tests that start nothing.
+lowest: .venv/ready
+	$(BIN)/uv venv --quiet --allow-existing .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m 'not slow and not chaos' --ignore tests/report \
+		--ignore tests/shipping $(ARGS)
 
 # The report's tests open it in a real browser; root on Debian gets one, others are told.
 chromium:
@@ -35,9 +51,9 @@ chromium:
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	# Compile what the jobs import, once: a dozen Ray workers would each do it at the same time.
 	$(BIN)/python -c 'import gift_ray.cluster.tune, gift_ray.tracking.registry, ray.data; \
-	from gift_ray.config import schema; from gift_ray.models import encoders, stable_diffusion; \
-	stable_diffusion.base_model(schema.ModelConfig()); encoders.clip_encoder("builtin")'
+	from gift_ray.config import schema; from gift_ray.models import encoders, families; \
+	families.base_model(schema.ModelConfig()); encoders.clip_encoder("builtin")'
 	touch $@
 
 clean:
-	rm -rf .venv runs build
+	rm -rf .venv .venv-lowest runs build
