@@ -13,7 +13,7 @@ PLUGINS = {"sources", "defenses", "attacks", "metrics"}
 # From the bottom up; peers on one floor don't know each other. A name is a folder of gift_ray, or a file
 # that stands on another floor than its folder does.
 FLOORS = (
-    {"errors", "models/builtin", "__init__"},
+    {"errors", "logs", "models/builtin", "__init__"},
     {"config", "training"},
     {"records"},
     {"models"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import threading
 import time
@@ -17,7 +18,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gift_ray import logs
 from gift_ray.errors import GiftError
+
+logger = logging.getLogger(__name__)
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 VERDICT = ("objective", "resistance", "retention")
@@ -40,6 +44,11 @@ def job_arguments(
     if runs:
         parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
         parser.add_argument(
+            "--verbose",
+            action="store_true",
+            help="show the log, which is always in the study's folder, on standard error too",
+        )
+        parser.add_argument(
             "--progress", choices=("text", "json"), default="text",
             help="json: one JSON object an event on standard output, all else on standard error",
         )  # fmt: skip
@@ -50,6 +59,8 @@ def run_job(main: Callable[[argparse.Namespace], int], arguments: argparse.Names
     """Run a job, and turn its end into an exit code."""
     if getattr(arguments, "progress", "text") == "json":
         console.stderr = LiveProgress.as_json = True
+    if getattr(arguments, "verbose", False):
+        logs.to_stderr()
     try:
         return main(arguments)
     except GiftError as error:
@@ -208,7 +219,8 @@ def _duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One line of a job's output, as it is."""
+    """One line of a job's output, as it is; the log has it too."""
+    logger.info(text)
     console.print(text, markup=False)
 
 

@@ -5,6 +5,7 @@ where one is loaded: that takes seconds, and most processes of a study only plan
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor
 from gift_ray.errors import ModelError
 from gift_ray.models.builtin import BUNDLE
 from gift_ray.models.locate import device, snapshot
+
+logger = logging.getLogger(__name__)
 
 BATCH = 64
 
@@ -107,6 +110,7 @@ def vision_encoder(role: str, name: str) -> VisionEncoder:
 
 
 def _load(kind: Any, folder: Path) -> Any:
+    logger.info("Loading the encoder in %s.", folder)
     try:
         model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.locate import locate
+
+logger = logging.getLogger(__name__)
 
 # The pipeline's class in model_index.json -> the module and class of the family.
 FAMILIES = {
@@ -65,6 +68,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
 def base_model(config: ModelConfig) -> Backbone:
     """The base, loaded once a process. Callers clone before they train."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logger.info("Loading the base model %s.", config.pretrained_model_name_or_path)
     return load_backbone(config)
 
 

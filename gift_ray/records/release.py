@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from gift_ray.records.whole import written_whole
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.protocol import attack_names, verdict_id
 from gift_ray.verdict.scoring import Scorecard
+
+logger = logging.getLogger(__name__)
 
 # Of a scorecard, what the card and the registry's tags tell, and what it says.
 MEASURED = {
@@ -62,6 +65,7 @@ def export(
     folder = study_dir / "models" / f"{plan.config.defense.name}-{key[:16]}"
     if folder.exists():
         return folder
+    logger.info("Writing the model of %s to %s.", arm.label, folder)
     with written_whole(folder) as private:
         weights = arm.immunize.folder(study_dir) / "unet.safetensors"
         base_model(plan.config.model).with_weights(weights).save_pretrained(private)

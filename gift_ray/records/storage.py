@@ -8,6 +8,7 @@ and two nodes that finish the same step do not mix their files.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -23,6 +24,8 @@ from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError, DataError
 from gift_ray.records.record import is_done, read_record
 from gift_ray.records.whole import written_whole
+
+logger = logging.getLogger(__name__)
 
 DONE = "done"
 # More than what a full disk keeps in reserve for small files.
@@ -147,6 +150,7 @@ class ObjectStore(Storage):
             attempt = self._done(folder.name)
             if attempt is None:
                 return False
+            logger.info("Fetching %s from the object store.", folder.name)
             try:
                 with written_whole(folder) as private:
                     self._copy_here(f"steps/{folder.name}/{attempt}", private)
@@ -166,6 +170,7 @@ class ObjectStore(Storage):
         with self._answering():
             if self._done(folder.name) is not None:
                 return
+            logger.info("Sending %s to the object store.", folder.name)
             attempt = uuid.uuid4().hex[:8]
             there = self.path(f"steps/{folder.name}/{attempt}")
             fs.copy_files(str(folder), there, fs.LocalFileSystem(), self.filesystem)

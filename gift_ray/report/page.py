@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from gift_ray.report.reading import Problem
 from gift_ray.report.tables import tables
 from gift_ray.report.training_log import family
 
+logger = logging.getLogger(__name__)
+
 PAGE = "report.html"
 ASSETS = files("gift_ray.report") / "assets"
 PROBLEMS_SHOWN = 60
@@ -40,6 +43,7 @@ def write_report(folder: Path, images: str | None = None) -> Path:
     Raises:
         ConfigError: no study in the folder.
     """
+    logger.info("Reading the records of %s for its report.", folder)
     study = collect(folder, images)
     papers.write_papers(study)
     page = folder / PAGE

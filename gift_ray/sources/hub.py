@@ -4,6 +4,7 @@ holds a caption: this is how sensitive sets such as NSFW-T2I come in."""
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -14,10 +15,13 @@ from pydantic import Field, field_validator, model_validator
 
 from gift_ray.data.examples import read_image
 from gift_ray.errors import DataError
+from gift_ray.logs import Pace
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.records.record import file_hash
 from gift_ray.training.diffusion import Seeds
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Operator = Literal["==", "!=", "<", "<=", ">", ">="]
@@ -76,11 +80,14 @@ class Hub(Source):
 
     def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
         found: list[SourceImage] = []
+        logger.info("Reading up to %d images of %s.", self.max_images, self.dataset_name)
+        pace = Pace(logger, "{done} of {total} images are read.", self.max_images)
         for index, row in enumerate(self._rows()):
             origin = f"{self.dataset_name} row {index}"
             if all(_holds(row, *condition, origin) for condition in self.filters):
                 image = read_image(self._picture(row, origin), origin)
                 found.append(SourceImage(image, self._caption(row, origin), origin))
+            pace.tell(len(found))
             if len(found) == self.max_images:
                 break
         if not found:

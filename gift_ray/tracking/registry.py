@@ -6,6 +6,7 @@ then looks: what has to be one in the end follows from what all of them see, who
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from gift_ray.errors import ConfigError
 from gift_ray.records.manifest import verify
 from gift_ray.tracking.store import answering, require_reachable
 from gift_ray.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "gift_ray.records.manifest"
 OBJECTIVE = "gift_ray.objective"
@@ -85,6 +88,7 @@ def _register(
     protocol: str,
     tags: Mapping[str, str],
 ) -> Registered:
+    logger.info("Registering %s as %r.", folder, name)
     client, manifest = tracker.client, verify(folder)
     settled = {str(v.version) for v in _versions(client, name) if SETTLED in v.tags}
     made = ""

@@ -4,6 +4,7 @@ steps that are logged, checked and saved (`training`, `train`), and continuing w
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gift_ray.errors import UnitFailed
+from gift_ray.logs import Pace
 from gift_ray.training.diffusion import global_norm
+
+logger = logging.getLogger(__name__)
 
 OptimizerName = Literal["adamw", "sgd"]
 # What a step may log about its gradients. Under fp16 these overflow now and then without harm: the
@@ -167,10 +171,14 @@ def training(
     done = _restore(report.load(), weights, levels)
     if done == 0:
         yield 0
+    else:
+        logger.info("Training continues from its checkpoint after step %d of %d.", done, steps)
+    pace = Pace(logger, "{done} of {total} training steps are done.", steps)
     for index in range(done, steps):
         values = step(index)
         _require_finite(values, levels, f"step {index + 1}", advice)
         report.log(index + 1, **values)
+        pace.tell(index + 1)
         yield index + 1
         states = {name: level.state() for name, level in levels.items()}
         report.save(index + 1, {"done": index + 1, "weights": dict(weights), "levels": states})
