@@ -1,9 +1,9 @@
 """Where the package's log goes: always into the study's folder, and to standard error if asked for.
 
-Modules write to `logging.getLogger(__name__)` at level INFO, in whole sentences: what begins, what it waits for,
-how far it is. A job configures logging once (`gift_ray/cli`); so does each Ray worker, which is a process of its
-own. Every process has its own file in `logs/`, whose last line says where that process is: on a file system that
-nodes share, lines of several writers to one file would be lost.
+Modules write to `logging.getLogger(__name__)` at level INFO, in whole sentences: what begins, what it waits
+for, how far it is. A job configures logging once (`gift_ray/cli`); so does each Ray worker, which is a process
+of its own. Every process has its own file in `logs/`, whose last line says where that process is: on a file
+system that nodes share, lines of several writers to one file would be lost.
 """
 
 from __future__ import annotations

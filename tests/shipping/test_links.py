@@ -1,4 +1,4 @@
-"""Links of the documents: the files that they name are there. `make docs` checks the headings of its pages."""
+"""Links of the documents: the files that they name are there. `make docs` checks headings in its pages."""
 
 from __future__ import annotations
 
