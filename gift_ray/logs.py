@@ -1,9 +1,9 @@
 """Where the package's log goes: always into the study's folder, and to standard error if asked for.
 
 Modules write to `logging.getLogger(__name__)` at level INFO, in whole sentences: what begins, what it waits
-for, how far it is. A job configures logging once (`gift_ray/cli`); so does each Ray worker, which is a process
-of its own. Every process has its own file in `logs/`, whose last line says where that process is: on a file
-system that nodes share, lines of several writers to one file would be lost.
+for, how far it is. The driver logs to the study's folder from when it connects to Ray (`cluster/session.py`), a
+worker when it begins a step (`cluster/train.py`). Every process has its own file in `logs/`, whose last line
+says where that process is: on a file system that nodes share, several writers to one file would lose lines.
 """
 
 from __future__ import annotations
@@ -21,12 +21,6 @@ DRIVER = "driver.log"
 VERBOSE = "GIFT_RAY_VERBOSE"
 # How often a loop says how far it is.
 EVERY_S = 30.0
-
-
-class _Format(logging.Formatter):
-    """`2026-01-31T12:00:00Z gift_ray.training.loop: Step 40 of 100 is done.`, in UTC."""
-
-    converter = time.gmtime
 
 
 def to_stderr() -> None:
@@ -60,7 +54,10 @@ def _add(handler: logging.Handler, name: str) -> None:
         logger.removeHandler(old)
         old.close()
     handler.name = name
-    handler.setFormatter(_Format("%(asctime)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    # As in `2026-01-31T12:00:00Z gift_ray.training.loop: 40 of 100 training steps are done.`, in UTC.
+    line = logging.Formatter("%(asctime)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    line.converter = time.gmtime
+    handler.setFormatter(line)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     # Other libraries' handlers on the root logger would repeat every line.

@@ -7,6 +7,7 @@ no tensor is ever an argument.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -24,6 +25,8 @@ from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
 from gift_ray.records.storage import Storage, storage_of
 from gift_ray.study.journal import LocalJournal
 from gift_ray.study.step import Step, closure
+
+logger = logging.getLogger(__name__)
 
 
 def run_steps(
@@ -98,6 +101,7 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
         storage.send_step(step.folder(study_dir))
         clock.tell("reused")
         return
+    logger.info("The step %r is handed to Ray.", step.label)
     try:
         if step.trains and step.kind in cluster.under_train:
             train(step, storage, cluster)
@@ -106,8 +110,10 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
         storage.fetch_step(step.folder(study_dir))
     except Exception as error:
         clock.tell("failed", str(error))
+        logger.info("The step %r has failed: %s", step.label, error)
         raise
     clock.tell("done")
+    logger.info("Ray has run the step %r.", step.label)
 
 
 def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import signal
@@ -18,11 +19,14 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
+from gift_ray import logs
 from gift_ray.cluster import ENVIRONMENT, start_with
 from gift_ray.cluster.reach import require_cluster
 from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError
 from gift_ray.records.storage import Storage, require_writable, storage_of
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -37,17 +41,20 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
             node.
     """
     require_writable(study_dir)
+    logs.to_study(study_dir)
     start_with(os.environ)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
     require_cluster(address)
+    logger.info("Connecting to the Ray cluster %r ('local' is started for this job).", address)
+    verbose = {name: os.environ[name] for name in (logs.VERBOSE,) if name in os.environ}
     try:
         joined = ray.init(
             address=address,
             include_dashboard=True if address == "local" else None,
-            log_to_driver=False,
+            log_to_driver=bool(verbose),
             logging_level="warning",
-            runtime_env={"env_vars": dict(ENVIRONMENT)},
+            runtime_env={"env_vars": ENVIRONMENT | verbose},
         )
     except ConnectionError as error:
         raise ConfigError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}") from error
@@ -77,6 +84,7 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
                 [node["NodeManagerAddress"] for node in ray.nodes()], joined.dashboard_url
             )
         _preflight(cluster, study_dir)
+        logger.info("The Ray cluster has room for %d units at once.", slots(cluster))
         yield
     finally:
         ray.shutdown()

@@ -14,6 +14,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors import SafetensorError
 
+from gift_ray import logs
 from gift_ray.cluster.preemption import notice_in_actor
 from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
@@ -118,6 +119,7 @@ def attempt(
     can't help comes back as the error to raise."""
     study_dir = storage.study_dir
     try:
+        logs.of_worker(study_dir)
         for needed in step.inputs.values():
             storage.fetch_step(needed.folder(study_dir))
         work(step, study_dir, journal=journal)

@@ -4,6 +4,7 @@ plan's steps rung by rung. What is suggested and what is pruned is `gift_ray/sea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from gift_ray import logs
 from gift_ray.cluster.run import run_steps
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.storage import Storage, storage_of
@@ -23,6 +25,8 @@ from gift_ray.study.load import configure
 from gift_ray.study.plan import plan
 from gift_ray.study.protocol import protocol_id
 from gift_ray.study.step import Step
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Trial", "search"]
 
@@ -105,6 +109,8 @@ def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any, storage:
     """One setting, start to end, in a process of its own. Only this thread reports to Tune; between
     rungs nothing of it runs, so that a trial that is stopped leaves nothing behind."""
     here = storage.on_node()
+    logs.of_worker(here.study_dir)
+    logger.info("Trial %s begins with %s.", setting["number"], setting["values"])
     config = config.model_copy(update={"output_dir": str(here.study_dir.parent)})
     fetch_steps(plan(config).shared(), here)
     outcomes = evaluate(
@@ -113,6 +119,9 @@ def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any, storage:
         lambda steps: run_steps(steps, here.study_dir, config.cluster, board),
     )
     for outcome in outcomes:
+        logger.info(
+            "Trial %s has passed rung %d of %d.", setting["number"], outcome.rung, outcome.of
+        )
         # In a list: Tune would take nested dictionaries apart.
         tune.report({"number": setting["number"], "outcome": [asdict(outcome)]})
 

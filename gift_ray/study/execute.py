@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from gift_ray.records.record import Record, is_done, read_record, write_step
 from gift_ray.study.journal import Journal, LocalJournal
 from gift_ray.study.step import Inputs, Step
+
+logger = logging.getLogger(__name__)
 
 
 def execute(
@@ -20,12 +23,14 @@ def execute(
     folder = step.folder(study_dir)
     if is_done(folder):
         return read_record(folder)
+    logger.info("The step %r begins here.", step.label)
     inputs = verified_inputs(step, study_dir)
     kept = journal or LocalJournal(step.checkpoint(study_dir), checkpoint_every)
     record = write_step(
         folder, step.full_identity, lambda out: step.run(inputs, out, kept), label=step.label
     )
     step.checkpoint(study_dir).unlink(missing_ok=True)
+    logger.info("The step %r is done.", step.label)
     return record
 
 
