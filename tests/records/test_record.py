@@ -76,10 +76,10 @@ def test_the_second_writer_of_a_step_takes_the_first_ones_result(tmp_path: Path)
 
 
 def test_what_killed_attempts_have_left_goes_with_the_next_success(tmp_path: Path) -> None:
-    (tmp_path / ".step.0badc0de").mkdir()
-    (tmp_path / ".stepping.0badc0de").mkdir()
+    (tmp_path / ".0badc0de.step").mkdir()
+    (tmp_path / ".0badc0de.stepping").mkdir()
     write_step(tmp_path / "step", IDENTITY, work)
-    assert {p.name for p in tmp_path.iterdir()} == {"step", ".stepping.0badc0de"}
+    assert {p.name for p in tmp_path.iterdir()} == {"step", ".0badc0de.stepping"}
 
 
 def test_a_writer_whose_folder_the_first_one_took_away_has_its_result(tmp_path: Path) -> None:
