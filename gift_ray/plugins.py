@@ -63,6 +63,10 @@ class Source(Plugin):
         """What identity can't see from the options: versions or hashes of the files behind them."""
         return None
 
+    def leftovers(self) -> list[str]:
+        """What lies beside the images and is not used, a line each: people are told once."""
+        return []
+
     def uses_model(self) -> bool:
         """Whether the images depend on the base model (they are then recomputed for another)."""
         return False

@@ -52,6 +52,9 @@ class ConceptConfig(Part):
     validation_prompts: Annotated[tuple[str, ...], EachOnce] = Field(min_length=1)
     neighbors: Prompts = ()
     max_images: int = Field(40, ge=2, description="in all, shared between D_M and D_A")
+    duplicates: Literal["refuse", "drop", "keep"] = Field(
+        "refuse", description="a picture that would be in D_M and in D_A; drop: from D_A"
+    )
 
 
 class MergeConfig(Part):

@@ -1,21 +1,28 @@
-"""A local folder of images: captions from metadata.jsonl (imagefolder), from a .txt beside an image,
-or one caption for all. Files that are not images by name are ignored; images that can't be read are
-errors."""
+"""A local folder of images. Captions come from metadata.jsonl or metadata.csv (imagefolder), from a .txt
+beside an image, or from one caption for all. Images that can't be read are errors; what else lies in the
+folder and is not used is listed by `leftovers`."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from gift_ray.data.examples import SUFFIXES, image_files, read_image
+from gift_ray.data.reading import SUFFIXES, image_files, in_short, read_image
 from gift_ray.errors import DataError
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage
 from gift_ray.records.record import file_hash
 from gift_ray.training.diffusion import Seeds
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+# What systems leave in every folder, beside hidden files.
+OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}
 
 
 class Folder(Source):
@@ -24,7 +31,12 @@ class Folder(Source):
     version: ClassVar[int] = 1
 
     path: str = Field(description="the folder; relative to the working directory of the driver")
-    caption: str | None = Field(None, description="for images that have no caption of their own")
+    caption: str | None = Field(
+        None,
+        min_length=1,
+        pattern=r"\S",
+        description="for images that have no caption of their own",
+    )
 
     @field_validator("path")
     @classmethod
@@ -35,56 +47,138 @@ class Folder(Source):
         return str(folder)
 
     def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:
-        files = image_files(Path(self.path))
-        if not files:
-            raise DataError(f"{self.path}: holds no image ({', '.join(SUFFIXES)}); add some")
-        captions = _metadata(Path(self.path), {file.name for file in files})
-        return [SourceImage(read_image(f), self._caption(f, captions), f.name) for f in files]
+        files = self._files()
+        captions = self._captions(files)
+        missing = [file.name for file in files if file not in captions]
+        if missing and self.caption is None:
+            raise DataError(
+                f"{self.path}: {in_short(missing)}: no caption; add a .txt of the same name, a line in "
+                "metadata.jsonl, or source.caption"
+            )
+        return [
+            SourceImage(read_image(f), captions.get(f, self.caption or ""), f.name) for f in files
+        ]
 
     def content(self) -> Any:
         folder = Path(self.path)
-        sidecars = [p for p in folder.iterdir() if p.suffix in {".txt", ".jsonl"}]
-        return {p.name: file_hash(p) for p in sorted([*image_files(folder), *sidecars])}
+        beside = [*_metadata_files(folder), *_sidecars(folder).values()]
+        return {p.name: file_hash(p) for p in sorted([*image_files(folder), *beside])}
 
     def identity(self) -> dict[str, Any]:
         # The same images under another path are the same source.
         return {key: value for key, value in super().identity().items() if key != "path"}
 
-    def _caption(self, file: Path, captions: dict[str, str]) -> str:
-        sidecar = file.with_suffix(".txt")
-        if file.name in captions:
-            return captions[file.name]
-        if sidecar.exists() and (text := _read_text(sidecar).strip()):
-            return text
-        if self.caption is not None:
-            return self.caption
-        raise DataError(
-            f"{file}: has no caption; add {sidecar.name}, a line in metadata.jsonl, or source.caption"
+    def leftovers(self) -> list[str]:
+        folder, files = Path(self.path), self._files()
+        own = self._captions(files)
+        stems = {file.stem for file in files}
+        used = {*files, *_metadata_files(folder)}
+        used |= {path for stem, path in _sidecars(folder).items() if stem in stems}
+        shown = [p for p in folder.iterdir() if not p.name.startswith(".")]
+        unused = [
+            p.name + "/" * p.is_dir()
+            for p in shown
+            if p not in used and p.name.lower() not in OF_THE_SYSTEM
+        ]
+        without = [file.name for file in files if file not in own] if own else []
+        lines = []
+        if unused:
+            lines.append(f"{folder}: not used: {in_short(unused)}")
+        if without:
+            lines.append(
+                f"{folder}: {in_short(without)}: no caption of their own, others have one; "
+                f"captioned {self.caption!r}"
+            )
+        return lines
+
+    def _files(self) -> list[Path]:
+        folder = Path(self.path)
+        if files := image_files(folder):
+            return files
+        inside = [p.name for p in folder.iterdir() if p.is_dir() and image_files(p)]
+        where = (
+            f"; there are some in {in_short(inside)}: give that folder" if inside else "; add some"
         )
+        raise DataError(f"{folder}: holds no image ({', '.join(SUFFIXES)}){where}")
+
+    def _captions(self, files: list[Path]) -> dict[Path, str]:
+        """The captions that images have of their own: metadata come before a .txt, and an empty .txt is
+        none."""
+        folder = Path(self.path)
+        rows, sidecars = _metadata(folder, {file.name for file in files}), _sidecars(folder)
+        found = {}
+        for file in files:
+            text = rows.get(file.name)
+            if text is None and file.stem in sidecars:
+                text = _read_text(sidecars[file.stem]).strip()
+            if text:
+                found[file] = text
+        return found
+
+
+def _sidecars(folder: Path) -> dict[str, Path]:
+    """Stem -> the .txt of that stem, its suffix in any case."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() == ".txt" and p.is_file()]
+    return {path.stem: path for path in sorted(found)}
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA if (folder / name).exists()]
 
 
 def _read_text(path: Path) -> str:
+    """UTF-8, with or without a byte order mark."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
 
 
 def _metadata(folder: Path, names: set[str]) -> dict[str, str]:
-    """file_name -> text of an imagefolder's metadata.jsonl; {} without one."""
-    path = folder / "metadata.jsonl"
-    if not path.exists():
-        return {}
+    """file_name -> text of an imagefolder's metadata; {} without."""
+    files = _metadata_files(folder)
+    if len(files) > 1:
+        raise DataError(f"{folder}: has {' and '.join(METADATA)}; remove one of them")
     captions: dict[str, str] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = str(row["file_name"]), (row.get("text") or row["caption"]).strip()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f'{path}:{number}: write {{"file_name": ..., "text": ...}}') from error
-        if name not in names:
-            raise DataError(f"{path}:{number}: names {name!r}, which is not an image of the folder")
-        captions[name] = text
+    for path in files:
+        rows = _json_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
+        for number, row in rows:
+            name, text = _entry(row, f"{path}:{number}")
+            if name not in names:
+                raise DataError(
+                    f"{path}:{number}: names {name!r}, which is not an image of the folder"
+                )
+            if captions.get(name, text) != text:
+                raise DataError(f"{path}:{number}: gives {name!r} a second caption; remove one")
+            captions[name] = text
     return captions
+
+
+def _entry(row: Any, where: str) -> tuple[str, str]:
+    """(file_name, text) of a row of metadata."""
+    try:
+        name, text = row["file_name"], row.get("text") or row["caption"]
+        if not (name.strip() and text.strip()):
+            raise ValueError("blank")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'{where}: write {{"file_name": ..., "text": ...}}, both not blank (in a .csv: columns of '
+            "these names)"
+        ) from error
+    return name, text.strip()
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, row) of each line that is not blank; a row that can't be read is None."""
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                yield number, None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(_read_text(path)))
+    for row in reader:
+        yield reader.line_num, row

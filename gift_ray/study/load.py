@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
 
 
 def check_data(config: StudyConfig) -> None:
-    """Read every image that needs no model, so that bad data is found before any worker starts.
+    """Read every image that needs no model, so that bad data is found before any worker starts. What lies
+    beside the images and is not used is told as a warning.
 
     Raises:
         DataError: the mistakes of all concepts and of D_S.
@@ -61,6 +63,17 @@ def check_data(config: StudyConfig) -> None:
         mistakes += error.mistakes
     if mistakes:
         raise DataError(*mistakes)
+    for line in dict.fromkeys(_leftovers(config)):
+        logging.getLogger(__name__).warning(line)
+
+
+def _leftovers(config: StudyConfig) -> Iterator[str]:
+    """What the study's sources leave unused, a line each."""
+    concepts = (*config.concepts.malicious, *config.concepts.safe)
+    sides = [side for c in concepts for side in (c.source, c.attack_source) if side]
+    for side in (*sides, config.prior.source):
+        source: plugins.Source = plugins.build("sources", side.name, side.options)
+        yield from source.leftovers()
 
 
 def _check_space(config: StudyConfig) -> None:

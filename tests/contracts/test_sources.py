@@ -26,7 +26,7 @@ def options(tmp_path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
     folders = [tmp_path / name for name in ("one", "two")]
     for seed, folder in enumerate(folders):
         folder.mkdir()
-        for i, draw in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3))):
+        for i, draw in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3))):
             Image.fromarray(draw.astype(np.uint8)).save(folder / f"{i}.png")
     generated = {"prompts": ["a cat", "a dog"], "num_images": 3, "num_inference_steps": 2}
     rows = [

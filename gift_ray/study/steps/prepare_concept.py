@@ -38,6 +38,8 @@ class PrepareConcept(Step):
         words = concept.model_dump(
             mode="json", include={"name", "class_prompt", "instance_prompt", "max_images"}
         )
+        if concept.duplicates != "refuse":
+            words["duplicates"] = concept.duplicates
         sources = {"source": source_identity(concept.source)}
         if concept.attack_source is not None:
             sources["attack_source"] = source_identity(concept.attack_source)
@@ -66,12 +68,13 @@ class PrepareConcept(Step):
         concept = self.concept
         images = read_source(concept.source, base, self.seed, "source")
         if concept.attack_source is None:
-            return examples.split(images, self.seed, concept.max_images, concept.name)
+            return examples.split(
+                images, self.seed, concept.max_images, concept.name, concept.duplicates
+            )
         d_m = images[: concept.max_images]
         d_a = read_source(concept.attack_source, base, self.seed, "attack_source")
         d_a = d_a[: concept.max_images]
-        examples.require_distinct(d_m, d_a, concept.name)
-        return d_m, d_a
+        return d_m, examples.without_copies(d_m, d_a, concept.name, concept.duplicates)
 
 
 def check_concept(concept: ConceptConfig, seed: int) -> None:
@@ -88,9 +91,10 @@ def check_concept(concept: ConceptConfig, seed: int) -> None:
         return
     images = [examples.keyed(source.images(NO_MODEL, Seeds(seed)), CHECK_PX) for source in built]
     if len(images) == 1:
-        examples.split(images[0], seed, concept.max_images, concept.name)
+        examples.split(images[0], seed, concept.max_images, concept.name, concept.duplicates)
     else:
-        examples.require_distinct(images[0], images[1], concept.name)
+        d_m, d_a = (side[: concept.max_images] for side in images)
+        examples.without_copies(d_m, d_a, concept.name, concept.duplicates)
 
 
 def source_identity(source: SourceConfig) -> dict[str, Any]:
@@ -104,4 +108,5 @@ def read_source(
 ) -> list[examples.KeyedImage]:
     """All images of a source, hashed and resized for the model."""
     plugin: plugins.Source = plugins.build("sources", source.name, source.options)
-    return examples.keyed(plugin.images(base, seeds_for(seed, purpose)), base.resolution)
+    images = plugin.images(base, seeds_for(seed, purpose))
+    return examples.keyed(images, base.resolution, drawn=plugin.uses_model())
