@@ -31,7 +31,7 @@ MIN_CORRELATION = 0.85
 MAX_BLOCK_DIFFERENCE = 0.4
 # Largest mean difference of a colour channel inside a block, grey levels taken away; of 255. Drawings that
 # differ in nothing but their colour, as emoji of hearts do, differ by more.
-MAX_COLOR_DIFFERENCE = 32.0
+MAX_COLOR_DIFFERENCE = 30.0
 # Grey levels: an image that varies less is plain, and plain images are not compared.
 MIN_CONTRAST = 4.0
 
