@@ -29,6 +29,7 @@ def options(tmp_path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
         for i, draw in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3))):
             Image.fromarray(draw.astype(np.uint8)).save(folder / f"{i}.png")
     generated = {"prompts": ["a cat", "a dog"], "num_images": 3, "num_inference_steps": 2}
+    words = {"words": ["cat", "dog"], "images_per_word": 2, "num_inference_steps": 2}
     rows = [
         {
             "image": {"bytes": (folders[0] / f"{i}.png").read_bytes(), "path": None},
@@ -49,6 +50,7 @@ def options(tmp_path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
             {"match": "^CAT( FACE)?$", "caption": "a cat"},
             {"match": "^DOG( FACE)?$", "caption": "a cat"},
         ),
+        "vocabulary": (words, words | {"near": ["dog"], "near_weight": 2}),
     }  # fmt: skip
 
 
