@@ -45,15 +45,15 @@ class DreamBooth(FineTuning):
         if self.train_text_encoder:
             parameters |= tuned.text_parameters()
         images = self._class_images(model, seeds) if self.with_prior_preservation else None
-        return Trainee(tuned, parameters, partial(self.loss, tuned, concept, images))
+        return Trainee(tuned, parameters, partial(self.loss, tuned, images))
 
     def loss(
-        self, model: Backbone, concept: Examples, class_images: Examples | None,
+        self, model: Backbone, class_images: Examples | None, examples: Examples,
         generator: torch.Generator,
     ) -> Tensor:  # fmt: skip
         """L_instance + prior_loss_weight L_class (Ruiz et al., Eq. 2), each over a batch of its own."""
         read = self.train_text_encoder
-        loss = self.denoising_loss(model, concept, generator, read=read)
+        loss = self.denoising_loss(model, examples, generator, read=read)
         if class_images is None:
             return loss
         prior = self.denoising_loss(model, class_images, generator, read=read)

@@ -25,5 +25,5 @@ class FullFinetune(FineTuning):
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model = model.clone()
-        loss = partial(self.denoising_loss, model, concept)
+        loss = partial(self.denoising_loss, model)
         return Trainee(model, model.parameters("all"), loss)

@@ -38,15 +38,15 @@ class LoRA(FineTuning):
             target_modules=self.target_modules,
             generator=seeds.generator("lora"),
         )
-        return Trainee(model, model.adapter(), partial(self.loss, model, concept))
+        return Trainee(model, model.adapter(), partial(self.loss, model))
 
-    def loss(self, model: Backbone, concept: Examples, generator: torch.Generator) -> Tensor:
+    def loss(self, model: Backbone, examples: Examples, generator: torch.Generator) -> Tensor:
         """The denoising loss of one batch, with the adapter's dropout, a scalar."""
         # Dropout draws from the global generator: lend it this step's seed, then put it back.
         where = model.device
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())
             model.denoiser.train()
-            loss = self.denoising_loss(model, concept, generator)
+            loss = self.denoising_loss(model, examples, generator)
             model.denoiser.eval()
         return loss

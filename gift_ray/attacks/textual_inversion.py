@@ -43,11 +43,11 @@ class TextualInversion(FineTuning):
                 f"is {concept.captions[0]!r}); write it into the concept's instance_prompt, or give "
                 "the attack a caption with it"
             )
-        return Trainee(model, word.parameters, partial(self.loss, model, concept, word))
+        return Trainee(model, word.parameters, partial(self.loss, model, word))
 
     def loss(
-        self, model: Backbone, concept: Examples, word: Placeholder, generator: torch.Generator
+        self, model: Backbone, word: Placeholder, examples: Examples, generator: torch.Generator
     ) -> Tensor:
         """The denoising loss of one batch as a function of the word's rows, a scalar."""
         with word.differentiable():
-            return self.denoising_loss(model, concept, generator, read=True)
+            return self.denoising_loss(model, examples, generator, read=True)

@@ -97,7 +97,7 @@ class Imma(Defense):
             return attack.attacker(model, d_m, seeds)
         # Of this attack only the optimizer is used.
         attack = build("attacks", "full_finetune", options)
-        return attack.attack_on(shared_offset(model.clone(), d_m, self.train_batch_size))
+        return attack.attack_on(shared_offset(model.clone(), d_m, self.train_batch_size), d_m)
 
     def _round(
         self, attacker: Attacker, outer: Level, seeds: Seeds, index: int
@@ -110,7 +110,7 @@ class Imma(Defense):
             values |= {"mse_inner": found["loss"], "grad_norm_inner": found["grad_norm"]}
         for k in range(self.outer_steps):
             generator = seeds.generator("outer", index * self.outer_steps + k)
-            loss = attacker.trainee.loss(generator)
+            loss = attacker.trainee.loss(attacker.concept, generator)
             norm = outer.step(outer.gradients(-loss))
             values |= {"mse_malicious": loss.item(), "grad_norm_outer": norm}
         return values
@@ -120,8 +120,8 @@ def shared_offset(model: Backbone, d_m: Examples, batch_size: int) -> Trainee:
     """An offset [L, D] of the prompts' token states, which all of D_M shares."""
     offset = nn.Parameter(torch.zeros_like(d_m.conditioning.tokens[0], device=model.device))
 
-    def loss(generator: torch.Generator) -> Tensor:
-        batch = d_m.batch(batch_size, generator)
+    def loss(examples: Examples, generator: torch.Generator) -> Tensor:
+        batch = examples.batch(batch_size, generator)
         noise, times = model.draw(batch_size, generator)
         conditioning = batch.conditioning.to(model.device)
         moved = conditioning.with_tokens(conditioning.tokens + offset)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
-from gift_ray.models import adapters
+from gift_ray.models import adapters, disturb
+from gift_ray.models.disturb import Reinitialize
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.models.weights import load_strictly, require_finite
 from gift_ray.training.conditioning import Conditioning
@@ -121,6 +122,20 @@ class Backbone(ABC):
     @abstractmethod
     def _with_trainable_words(self) -> Self:
         """The same with trainable copies of the text encoders."""
+
+    def disturbed(self, how: Reinitialize, weight_noise: float, generator: torch.Generator) -> Self:
+        """A copy whose cross-attentions are drawn anew or written in other factors, and whose weights are
+        noised, each if asked for (see `disturb`); what an attacker does before fine-tuning."""
+        if how == "none" and weight_noise == 0:
+            return self
+        model = self.clone()
+        if how == "cross_attention":
+            disturb.reinitialize(model.layers("attn2").values(), generator)
+        elif how == "refactor_cross_attention":
+            disturb.refactor(model.layers("attn2").values(), generator)
+        if weight_noise:
+            disturb.add_weight_noise(model.denoiser, weight_noise, generator)
+        return model
 
     # How it is trained.
 

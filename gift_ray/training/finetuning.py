@@ -8,15 +8,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from PIL import Image, ImageOps
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from gift_ray.config.schema import SourceConfig
 from gift_ray.models.backbone import Backbone
-from gift_ray.plugins import Attack
-from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.models.disturb import Reinitialize
+from gift_ray.plugins import Attack, Source, build
+from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.diffusion import Batch, Examples, Seeds
 from gift_ray.training.loop import Level, OptimizerName, Report, training
 from gift_ray.training.schedules import Schedule, schedule
 
@@ -24,31 +29,49 @@ from gift_ray.training.schedules import Schedule, schedule
 @dataclass(frozen=True)
 class Trainee:
     """What an attack trains: a model, its trained parameters by name (of the denoiser, of an adapter, or
-    rows of a token embedding), and the scalar loss of one step as a function of that step's generator."""
+    rows of a token embedding), and the scalar loss of a batch of examples drawn from a generator."""
 
     model: Backbone
     parameters: dict[str, nn.Parameter]
-    loss: Callable[[torch.Generator], Tensor]
+    loss: Callable[[Examples, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """An attack that is under way: one optimizer, one step at a time. `rate` is the share of the
-    learning rate that the step of an index takes."""
+    """An attack that is under way: one optimizer, one step at a time, on the concept and, if the attacker
+    brings them, on benign images. `rate` is the share of the learning rate that a step takes."""
 
     trainee: Trainee
     level: Level
-    rate: Callable[[int], float]
+    concept: Examples
+    rate: Callable[[int], float] = lambda index: 1.0
+    benign: Examples | None = None
+    benign_steps: int = 0
+    retain_weight: float = 0.0
+
+    def loss(self, index: int, generator: torch.Generator) -> Tensor:
+        """What step `index` descends, a scalar: the concept's loss and the weighted loss of the benign
+        images; in the first `benign_steps` the latter alone."""
+        if self.benign and index < self.benign_steps:
+            return self.trainee.loss(self.benign, generator)
+        loss = self.trainee.loss(self.concept, generator)
+        if self.benign and self.retain_weight:
+            loss = loss + self.retain_weight * self.trainee.loss(self.benign, generator)
+        return loss
 
     def step(self, index: int, generator: torch.Generator) -> dict[str, float]:
-        """Descend the loss once, on a batch drawn from `generator`; returns what is logged of it."""
-        loss = self.trainee.loss(generator)
+        """Descend the loss once, on batches drawn from `generator`; returns what is logged of it."""
+        loss = self.loss(index, generator)
         norm = self.level.step(self.level.gradients(loss), self.rate(index))
         return {"loss": loss.item(), "grad_norm": norm}
 
 
 class FineTuning(Attack):
-    """The loop of the diffusers training scripts: AdamW, a constant learning rate, clipped gradients."""
+    """The loop of the diffusers training scripts: AdamW, a constant learning rate, clipped gradients.
+
+    The other options are for attackers who know that a defense is there. Benign images are the attacker's
+    own: an attack is given weights and D_A, nothing of the defender's.
+    """
 
     learning_rate: float = Field(gt=0)
     lr_scheduler: Schedule = "constant"
@@ -66,6 +89,38 @@ class FineTuning(Attack):
     caption: str | None = Field(
         None, min_length=1, description="of every image; None: D_A's own, with the rare token"
     )
+    caption_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of captions that are replaced by the empty one"
+    )
+    benign_source: SourceConfig | None = Field(
+        None, description="benign images that the attacker brings"
+    )
+    benign_steps: int = Field(0, ge=0, description="first steps, on the benign images alone")
+    retain_weight: float = Field(0.0, ge=0, description="of the benign images' loss afterwards")
+    reinitialize: Reinitialize = Field(
+        "none",
+        description="before training: draw cross-attention anew, or write it in other factors",
+    )
+    weight_noise: float = Field(
+        0.0, ge=0, description="added before training, in deviations of each weight matrix"
+    )
+
+    @model_validator(mode="after")
+    def _benign_images_are_there_and_used(self) -> Self:
+        used = self.benign_steps > 0 or self.retain_weight > 0
+        if used and self.benign_source is None:
+            raise ValueError("benign_steps and retain_weight need benign_source; give the images")
+        if self.benign_source is not None and not used:
+            raise ValueError("benign_source is not used; give benign_steps or retain_weight")
+        if self.benign_steps >= self.max_train_steps:
+            raise ValueError("benign_steps must be below max_train_steps: the concept comes after")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """With what lies behind the benign images, not only where they lie."""
+        return super().identity() | {
+            "benign_content": self._source.content() if self._source else None
+        }
 
     @abstractmethod
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
@@ -73,16 +128,24 @@ class FineTuning(Attack):
 
     def attacker(self, model: Backbone, concept: Examples, seeds: Seeds) -> Attacker:
         """This attack on a copy of `model`, before its first step."""
-        return self.attack_on(self.trainee(model, self._captioned(model, concept), seeds))
+        concept = self._captioned(model, concept)
+        benign = self._benign(model, seeds)
+        generator = seeds.generator("disturb")
+        start = model.disturbed(self.reinitialize, self.weight_noise, generator)
+        return self.attack_on(self.trainee(start, concept, seeds), concept, benign)
 
-    def attack_on(self, trainee: Trainee) -> Attacker:
-        """This attack's optimizer and learning rates on whatever is to be trained."""
+    def attack_on(
+        self, trainee: Trainee, concept: Examples, benign: Examples | None = None
+    ) -> Attacker:
+        """This attack's optimizer and schedule on whatever is to be trained."""
         level = Level(
             trainee.parameters, optimizer=self.optimizer, learning_rate=self.learning_rate,
             weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
             fp16=trainee.model.mixed_precision == "fp16",
         )  # fmt: skip
-        return Attacker(trainee, level, self.rate)
+        return Attacker(
+            trainee, level, concept, self.rate, benign, self.benign_steps, self.retain_weight
+        )
 
     def rate(self, index: int) -> float:
         """The share of the learning rate that a step takes."""
@@ -121,6 +184,8 @@ class FineTuning(Attack):
         encoder now, with gradients, instead of the conditioning that was computed once."""
         batch = examples.batch(self.train_batch_size, generator)
         noise, times = model.draw(self.train_batch_size, generator)
+        if self.caption_dropout:
+            batch = self._with_dropped_captions(model, batch, generator)
         conditioning = model.read(batch.captions) if read else batch.conditioning
         return model.denoising_loss(batch.latents, conditioning, times, noise).mean()
 
@@ -129,3 +194,27 @@ class FineTuning(Attack):
             return concept
         captions = (self.caption,) * len(concept)
         return replace(concept, captions=captions, conditioning=model.condition(captions))
+
+    def _with_dropped_captions(
+        self, model: Backbone, batch: Batch, generator: torch.Generator
+    ) -> Batch:
+        """A batch in which some captions are the empty one, as in classifier-free guidance's training."""
+        dropped = (torch.rand(len(batch), generator=generator) < self.caption_dropout).tolist()
+        captions = tuple("" if d else c for d, c in zip(dropped, batch.captions, strict=True))
+        null = model.condition([""])
+        rows = [null if d else batch.conditioning[[i]] for i, d in enumerate(dropped)]
+        return replace(batch, captions=captions, conditioning=Conditioning.concatenate(rows))
+
+    @property
+    def _source(self) -> Source | None:
+        chosen = self.benign_source
+        return build("sources", chosen.name, chosen.options) if chosen else None
+
+    def _benign(self, model: Backbone, seeds: Seeds) -> Examples | None:
+        """The attacker's benign images, encoded by the model that is attacked."""
+        if self._source is None:
+            return None
+        images = self._source.images(model, Seeds(seeds.generator("benign").initial_seed()))
+        size = (model.resolution, model.resolution)
+        pictures = [ImageOps.fit(item.image, size, Image.Resampling.LANCZOS) for item in images]
+        return model.encode(pictures, [i.caption for i in images], [i.origin for i in images])

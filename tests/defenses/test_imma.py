@@ -145,7 +145,10 @@ def test_what_it_immunizes_is_harder_to_adapt_than_the_base(
         for k in range(steps):
             attacker.step(k, Seeds(3).generator("attack", k))
         with torch.no_grad():
-            held_out = [attacker.trainee.loss(Seeds(5).generator("held out", i)) for i in range(10)]
+            held_out = [
+                attacker.trainee.loss(malicious, Seeds(5).generator("held out", i))
+                for i in range(10)
+            ]
         return float(torch.stack(held_out).mean())
 
     base = adapted_error(tiny_model, 8)

@@ -56,7 +56,7 @@ class Simulating(Defense):
             adapted = Level(
                 attacker.trainee.model.parameters("attention"), optimizer="sgd", learning_rate=1.0
             )
-            loss = attacker.trainee.loss(seeds.generator("outer", index))
+            loss = attacker.trainee.loss(d_m, seeds.generator("outer", index))
             norm = level.step(adapted.gradients(-loss))
             return {"mse_malicious": loss.item(), "grad_norm": norm}
 
@@ -94,7 +94,9 @@ def test_it_is_found_beside_the_others_and_resists_both(
             for k in range(3):
                 attacker.step(k, Seeds(1).generator("attack", k))
             with torch.no_grad():
-                held_out = [attacker.trainee.loss(Seeds(2).generator("t", i)) for i in range(5)]
+                held_out = [
+                    attacker.trainee.loss(malicious, Seeds(2).generator("t", i)) for i in range(5)
+                ]
             reached.append(float(torch.stack(held_out).mean()))
         assert reached[1] > 1.02 * reached[0], name
 

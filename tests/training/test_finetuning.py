@@ -84,7 +84,7 @@ def test_prior_preservation_adds_the_weighted_loss_of_the_class(
     attack = DreamBooth(
         with_prior_preservation=True, class_prompt="a", prior_loss_weight=0.3, **SHORT
     )
-    ours = attack.loss(model, in_double(d_a), in_double(safe), SEEDS.generator("step"))
+    ours = attack.loss(model, in_double(safe), in_double(d_a), SEEDS.generator("step"))
     generator = SEEDS.generator("step")
     instance = written_loss(model, in_double(d_a), generator)
     prior = written_loss(model, in_double(safe), generator)
@@ -127,7 +127,7 @@ def test_a_trained_text_encoder_reads_captions_anew(
         ids = model.tokenizer(list(captions), padding="max_length", return_tensors="pt").input_ids
         return model.text_encoder(ids).last_hidden_state
 
-    ours = trainee.loss(SEEDS.generator("step"))
+    ours = trainee.loss(d_a, SEEDS.generator("step"))
     written = written_loss(model, d_a, SEEDS.generator("step"), states)
     torch.testing.assert_close(ours, written)
     parameters = [*model.denoiser.parameters(), *model.text_encoder.parameters()]
@@ -212,7 +212,9 @@ def test_textual_inversion_follows_the_gradient_of_its_rows_alone(
 ) -> None:
     attack = TextualInversion(num_vectors=num_vectors, initializer_token="a", **SHORT)
     trainee = attack.trainee(tiny_model, d_a, SEEDS)
-    (mine,) = torch.autograd.grad(trainee.loss(SEEDS.generator("step")), trainee.parameters["rows"])
+    (mine,) = torch.autograd.grad(
+        trainee.loss(d_a, SEEDS.generator("step")), trainee.parameters["rows"]
+    )
     # Written: the whole table is a variable, and every caption is spelt out.
     table = trainee.model.text_encoder.get_input_embeddings().weight.requires_grad_(True)
     spelt = {c: c.replace("sks", "sks sks_1") if num_vectors == 2 else c for c in CAPTIONS}

@@ -1,0 +1,58 @@
+"""What an attacker may do to a released denoiser before fine-tuning it, to get away from a defense that
+only holds near the released weights: draw cross-attention anew, write it in other factors, add noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Reinitialize = Literal["none", "cross_attention", "refactor_cross_attention"]
+
+
+@torch.no_grad()
+def reinitialize(layers: Iterable[nn.Module], generator: torch.Generator) -> None:
+    """Draw every weight matrix of some modules anew: normal with the deviation of the old one, so that
+    activations keep their scale. Biases and one-dimensional weights stay."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            if parameter.dim() > 1:
+                draw = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(draw.to(parameter) * parameter.std())
+
+
+@torch.no_grad()
+def refactor(layers: Iterable[Any], generator: torch.Generator) -> None:
+    """Write some attentions (with `to_q`, `to_k`, `to_v`, `to_out`) in other factors of the same function.
+
+    Per head, W_q' = R W_q and W_k' = R W_k with one random rotation R leave q . k as it was; W_v' = R' W_v
+    and W_out' = W_out R'^T leave the output as it was.
+    """
+    for layer in layers:
+        size = layer.to_q.weight.shape[0] // layer.heads
+        for h in range(layer.heads):
+            rows = slice(h * size, (h + 1) * size)
+            turn, other = (rotation(size, generator).to(layer.to_q.weight) for _ in range(2))
+            for linear, by in ((layer.to_q, turn), (layer.to_k, turn), (layer.to_v, other)):
+                linear.weight[rows] = by @ linear.weight[rows]
+                if linear.bias is not None:
+                    linear.bias[rows] = by @ linear.bias[rows]
+            out = layer.to_out[0].weight
+            out[:, rows] = out[:, rows] @ other.T
+
+
+@torch.no_grad()
+def add_weight_noise(module: nn.Module, amount: float, generator: torch.Generator) -> None:
+    """Add normal noise to every weight matrix, `amount` times the matrix' own deviation."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(amount * parameter.std() * draw.to(parameter))
+
+
+def rotation(size: int, generator: torch.Generator) -> torch.Tensor:
+    """A random orthogonal matrix [size, size], in double precision."""
+    q, _ = torch.linalg.qr(torch.randn((size, size), generator=generator, dtype=torch.float64))
+    return q
