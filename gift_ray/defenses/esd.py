@@ -64,7 +64,7 @@ class Esd(Defense):
     ) -> Backbone:
         base, model = model, model.clone()
         d_m = self._asking(base, concatenate(malicious))
-        null = base.condition([""]).to(d_m.latents_mean.dtype)
+        null = base.unconditional().to(d_m.latents_mean.dtype)
         level = Level(
             model.parameters(GROUPS[self.train_method]), optimizer=self.optimizer,
             learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm,

@@ -4,7 +4,7 @@ diffusers the names in which adapters travel."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,17 @@ def save(denoiser: Any, name: str, pipeline: Any, folder: Path) -> None:
     )
 
 
-def save_kohya(denoiser: Any, path: Path) -> None:
+def save_kohya(
+    denoiser: Any, path: Path, rename: Callable[[str], str | None] = lambda module: module
+) -> None:
     """Write one file in kohya's format: `lora_unet_*.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+    Args:
+        rename: what kohya calls a module; None: nothing.
 
     Raises:
         UnitFailed: a weight is not finite.
+        ModelError: an adapted module has no name in this format.
     """
     from diffusers.utils import convert_state_dict_to_kohya
     from peft.utils import get_peft_model_state_dict
@@ -111,7 +117,16 @@ def save_kohya(denoiser: Any, path: Path) -> None:
     layers = get_peft_model_state_dict(denoiser)
     require_finite(layers)
     config = denoiser.peft_config["default"]
-    tensors = convert_state_dict_to_kohya({f"unet.{n}": t for n, t in layers.items()})
+    renamed = {}
+    for name, tensor in layers.items():
+        module, _, rest = name.partition(ADAPTER)
+        if (known := rename(module)) is None:
+            raise ModelError(
+                f"--format kohya: {module} has no name in kohya's format; adapt attentions only, or "
+                "export as lora"
+            )
+        renamed[f"unet.{known}{ADAPTER}{rest}"] = tensor
+    tensors = convert_state_dict_to_kohya(renamed)
     # diffusers writes the rank for alpha.
     for name in [name for name in tensors if name.endswith(".alpha")]:
         tensors[name] = torch.tensor(float(config.lora_alpha))
@@ -133,11 +148,14 @@ def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module
         raise ModelError(f"{path}: no such LoRA adapter; give its folder or safetensors file")
     adapted = copy.deepcopy(denoiser)
     try:
-        tensors, alphas, metadata = pipeline.lora_state_dict(
-            str(path), use_safetensors=True, return_lora_metadata=True
+        # UNets: original names of blocks (as kohya's SDXL files have them) need the architecture.
+        known = {"unet_config": denoiser.config} if name == "unet" else {}
+        tensors, *alphas, metadata = pipeline.lora_state_dict(
+            str(path), use_safetensors=True, return_lora_metadata=True, **known
         )
+        # Families whose adapters have no alphas beside the weights return none.
         getattr(pipeline, f"load_lora_into_{name}")(
-            tensors, alphas, adapted, adapter_name="default", metadata=metadata
+            tensors, *alphas, adapted, adapter_name="default", metadata=metadata
         )
     except Exception as error:
         detail = " ".join(str(error).split())[:300]

@@ -130,7 +130,7 @@ class Backbone(ABC):
             return self
         model = self.clone()
         if how == "cross_attention":
-            disturb.reinitialize(model.layers("attn2").values(), generator)
+            disturb.reinitialize(model.parameters("cross_attention").values(), generator)
         elif how == "refactor_cross_attention":
             disturb.refactor(model.layers("attn2").values(), generator)
         if weight_noise:
@@ -207,6 +207,10 @@ class Backbone(ABC):
         read = {prompt: self.read([prompt]).to(torch.device("cpu")) for prompt in set(prompts)}
         return Conditioning.concatenate([read[prompt] for prompt in prompts])
 
+    def unconditional(self) -> Conditioning:
+        """What classifier-free guidance steers away from, one row: as a rule the empty prompt's."""
+        return self.condition([""])
+
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of some prompts, differentiable, where the text encoders are."""
@@ -248,14 +252,16 @@ class Backbone(ABC):
             chunk = list(prompts[start : start + batch_size])
             generators = [seeds.generator("image", start + i) for i in range(len(chunk))]
             with self.autocast():
-                images += pipeline(
-                    chunk,
-                    height=self.resolution,
-                    width=self.resolution,
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                    generator=generators,
-                ).images
+                images += self._draw(
+                    pipeline, chunk, num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale, generator=generators,
+                )  # fmt: skip
+        return images
+
+    def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
+        """A batch of pictures of a pipeline of this family."""
+        size = self.resolution
+        images: list[Image.Image] = pipeline(prompts, height=size, width=size, **options).images
         return images
 
     @abstractmethod
@@ -272,7 +278,7 @@ class Backbone(ABC):
         num_inference_steps: int, guidance_scale: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """x_t after the first `steps` guided sampling steps (classifier-free guidance, Ho and Salimans
-        2022) from noise [B, C, h, w], and its times [B]. `null` is the empty prompt's, one row."""
+        2022) from noise [B, C, h, w], and its times [B]. `null` is that of `unconditional`."""
         sampler = self.sampler(num_inference_steps)
         # Samplers of flow matching begin at noise of variance one and have no such number.
         x_t = noise.to(self.device) * getattr(sampler, "init_noise_sigma", 1.0)

@@ -9,18 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from gift_ray.errors import ModelError
+
 Reinitialize = Literal["none", "cross_attention", "refactor_cross_attention"]
 
 
 @torch.no_grad()
-def reinitialize(layers: Iterable[nn.Module], generator: torch.Generator) -> None:
-    """Draw every weight matrix of some modules anew: normal with the deviation of the old one, so that
-    activations keep their scale. Biases and one-dimensional weights stay."""
-    for layer in layers:
-        for parameter in layer.parameters():
-            if parameter.dim() > 1:
-                draw = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(draw.to(parameter) * parameter.std())
+def reinitialize(parameters: Iterable[nn.Parameter], generator: torch.Generator) -> None:
+    """Draw weight matrices anew: normal with the deviation of the old one, so that activations keep their
+    scale. Biases and other one-dimensional weights stay."""
+    for parameter in parameters:
+        if parameter.dim() > 1:
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(draw.to(parameter) * parameter.std())
 
 
 @torch.no_grad()
@@ -29,8 +30,16 @@ def refactor(layers: Iterable[Any], generator: torch.Generator) -> None:
 
     Per head, W_q' = R W_q and W_k' = R W_k with one random rotation R leave q . k as it was; W_v' = R' W_v
     and W_out' = W_out R'^T leave the output as it was.
+
+    Raises:
+        ModelError: the attentions normalise queries and keys, which no rotation passes through.
     """
     for layer in layers:
+        if getattr(layer, "norm_q", None) is not None:
+            raise ModelError(
+                "attacks.reinitialize: refactor_cross_attention is for models whose attentions do not "
+                "normalise queries and keys; choose cross_attention"
+            )
         size = layer.to_q.weight.shape[0] // layer.heads
         for h in range(layer.heads):
             rows = slice(h * size, (h + 1) * size)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # The pipeline's class in model_index.json -> the module and class of the family.
 FAMILIES = {
     "StableDiffusionPipeline": "gift_ray.models.stable_diffusion.StableDiffusion",
+    "StableDiffusionXLPipeline": "gift_ray.models.sdxl.StableDiffusionXL",
+    "Flux2KleinPipeline": "gift_ray.models.rectified_flow.Flux2Klein",
 }
 FIELD = "model.pretrained_model_name_or_path"
 
@@ -35,6 +37,11 @@ def family_of(folder: Path) -> type[Backbone]:
         name = str(index["_class_name"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{FIELD}: {folder} has no readable model_index.json: {error}") from error
+    if name == "StableDiffusionXLImg2ImgPipeline":
+        raise ModelError(
+            f"{FIELD}: {folder} is a {name}, as SDXL's refiner is: it finishes drawings of another "
+            "model; give the base model"
+        )
     if name not in FAMILIES:
         raise ModelError(
             f"{FIELD}: {folder} is a {name}, which is not supported; supported: {', '.join(FAMILIES)}"

@@ -48,6 +48,14 @@ def merge_weights(
             total[name] = total[name] + delta if name in total else delta
             if name in changed and options.keys_and_values == "solve":
                 changed[name].append(delta)
+    width = safe.conditioning.tokens.shape[-1]
+    if options.keys_and_values == "solve" and any(
+        base[name].shape[-1] != width for name in keys_and_values
+    ):
+        raise UnitFailed(
+            "concepts.merge.keys_and_values: solve needs keys and values that are applied to the prompt's "
+            "own tokens, which this family of models has not; set it to average"
+        )
     merged = {name: delta * (options.scale / len(concepts)) for name, delta in total.items()}
 
     # Keys and values instead as the regression above; one system serves all of them.

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
-from gift_ray.models.locate import device
+from gift_ray.models.loading import (
+    frozen,
+    load_unet_pipeline,
+    noise_scheduler_of,
+    resolution_of,
+)
 from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
 from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import add_noise, prediction_target
@@ -102,34 +107,19 @@ class StableDiffusion(UNetBackbone):
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
-        from diffusers import DDPMScheduler, StableDiffusionPipeline
+        from diffusers import StableDiffusionPipeline
 
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                folder,
-                variant=config.variant,
-                dtype=torch.float32,
-                use_safetensors=True,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
-        except Exception as error:
-            detail = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"model.pretrained_model_name_or_path: {config.pretrained_model_name_or_path!r} "
-                f"can't be loaded as a Stable Diffusion folder with safetensors weights: {detail}"
-            ) from error
-        if config.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+        pipeline = load_unet_pipeline(
+            StableDiffusionPipeline, folder, config, needed=("text_encoder", "tokenizer"),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
         return cls(
             denoiser=frozen(pipeline.unet),
             vae=frozen(pipeline.vae),
             text_encoder=frozen(pipeline.text_encoder),
             tokenizer=pipeline.tokenizer,
-            noise_scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),
-            resolution=config.resolution
-            or pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
+            noise_scheduler=noise_scheduler_of(pipeline),
+            resolution=resolution_of(pipeline, config),
             mixed_precision=config.mixed_precision,
         )
 
@@ -177,11 +167,6 @@ class StableDiffusion(UNetBackbone):
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-def frozen(module: Any) -> Any:
-    """A loaded part of a model, where it computes, without gradients."""
-    return module.to(device()).eval().requires_grad_(False)
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:

@@ -1,0 +1,223 @@
+"""FLUX.2 klein (Black Forest Labs, Apache-2.0), a rectified-flow transformer: image and text tokens attend
+to each other jointly, the text is read by Qwen3. Training follows diffusers'
+train_dreambooth_lora_flux2_klein.py with its logit-normal weighting scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gift_ray.config.schema import ModelConfig
+from gift_ray.errors import ModelError
+from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
+from gift_ray.models.loading import frozen, load_pipeline
+from gift_ray.models.placeholder import Placeholder
+from gift_ray.training.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+
+# Of the double-stream blocks: what makes queries, keys and values of the text's tokens, and what takes the
+# attention's result back to them.
+TEXT_PROJECTIONS = {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
+TEXT_NORMS = {"norm_added_q", "norm_added_k"}
+ATTENTION = {"to_q", "to_k", "to_v", "to_out", "to_qkv_mlp_proj", *TEXT_PROJECTIONS}
+OUTER = {"time_guidance_embed", "norm_out", "proj_out"}
+
+
+@dataclass(frozen=True)
+class Flux2Klein(Backbone):
+    """Velocity prediction on the straight line x_t = (1 - sigma) x_0 + sigma eps; times are 1000 sigma.
+
+    There is no cross-attention. Its place is taken by what lets the image look at the prompt: the
+    `context_embedder`, through which every text token enters, and in the double-stream blocks the text
+    stream's own projections. That is psi here: like attn2's keys and values it is applied to the prompt
+    alone, and with its keys and values at zero an image is drawn without the prompt. The single-stream
+    blocks project text and image with the same weights, so that these belong to both and not to psi.
+    """
+
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: FlowMatchEulerDiscreteScheduler
+    is_distilled: bool
+
+    denoiser_name: ClassVar[str] = "transformer"
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Self:
+        from diffusers import Flux2KleinPipeline
+
+        needed = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        pipeline = load_pipeline(Flux2KleinPipeline, folder, config, needed=needed)
+        if config.gradient_checkpointing:
+            pipeline.transformer.enable_gradient_checkpointing()
+        return cls(
+            denoiser=frozen(pipeline.transformer),
+            vae=frozen(pipeline.vae),
+            text_encoder=frozen(pipeline.text_encoder),
+            tokenizer=pipeline.tokenizer,
+            scheduler=pipeline.scheduler,
+            is_distilled=bool(pipeline.config.is_distilled),
+            resolution=config.resolution
+            or pipeline.default_sample_size * pipeline.vae_scale_factor,
+            mixed_precision=config.mixed_precision,
+        )
+
+    @staticmethod
+    def in_group(path: list[str], group: ParameterGroup) -> bool:
+        """`cross_attention` is psi, `cross_attention_kv` its keys and values; `attention` the projections of
+        every attention (single-stream blocks fuse theirs with the feed-forward's input)."""
+        if group == "attention":
+            return bool(ATTENTION & set(path))
+        if group == "cross_attention_kv":
+            return bool({"add_k_proj", "add_v_proj"} & set(path))
+        psi = bool((TEXT_PROJECTIONS | TEXT_NORMS) & set(path)) or path[0] == "context_embedder"
+        if group == "noxattn":
+            return not psi and path[0] not in OUTER
+        return psi
+
+    def find_layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
+        """`attn2`: the attentions of the double-stream blocks. `blocks`: the single-stream blocks, and of
+        the double-stream ones the image's feed-forward, the last thing that is added to its tokens."""
+        transformer: Any = self.denoiser
+        double = {
+            f"transformer_blocks.{i}": m for i, m in enumerate(transformer.transformer_blocks)
+        }
+        if which == "attn2":
+            return {f"{name}.attn": block.attn for name, block in double.items()}
+        single = {
+            f"single_transformer_blocks.{i}": m
+            for i, m in enumerate(transformer.single_transformer_blocks)
+        }
+        return {f"{name}.ff": block.ff for name, block in double.items()} | single
+
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        raise ModelError(TEXT_STAYS)
+
+    def _with_trainable_words(self) -> Self:
+        raise ModelError(TEXT_STAYS)
+
+    def with_placeholder(
+        self, placeholder_token: str, initializer_token: str, num_vectors: int
+    ) -> tuple[Self, Placeholder]:
+        raise ModelError(TEXT_STAYS)
+
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Logit-normal with mean 0 and deviation 1 (Esser et al. 2024, section 3.1) on the scheduler's
+        training times, which carry its static resolution shift."""
+        from diffusers.training_utils import compute_density_for_timestep_sampling
+
+        u = compute_density_for_timestep_sampling(
+            "logit_normal", batch, logit_mean=0.0, logit_std=1.0, generator=generator
+        )
+        scheduler = self._training_scheduler()
+        indices = (u * scheduler.config.num_train_timesteps).long()
+        return scheduler.timesteps[indices]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        config: Any = self.denoiser.config
+        # The VAE's factor, and patches of 2 x 2 latents.
+        factor = 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return config.in_channels, *[self.resolution // factor] * 2
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        sigma = (times / self._steps).to(latents).view(-1, 1, 1, 1)
+        return (1.0 - sigma) * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The velocity of the line, eps - x_0."""
+        return noise - latents
+
+    def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
+        from diffusers import Flux2KleinPipeline as Pipeline
+
+        noisy, tokens = noisy.to(self.device), conditioning.tokens.to(self.device)
+        places = Pipeline._prepare_latent_ids(noisy).to(self.device)
+        with self.autocast():
+            velocity = self.denoiser(
+                hidden_states=Pipeline._pack_latents(noisy),
+                timestep=times.to(noisy) / self._steps,
+                guidance=None,
+                encoder_hidden_states=tokens,
+                txt_ids=Pipeline._prepare_text_ids(tokens).to(self.device),
+                img_ids=places,
+                return_dict=False,
+            )[0]
+        _, _, height, width = noisy.shape
+        return velocity.transpose(1, 2).unflatten(2, (height, width))
+
+    def scaled(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches of 2 x 2, normalised per channel. The family is trained on the posterior's mode."""
+        from diffusers import Flux2KleinPipeline as Pipeline
+
+        patches, norm = Pipeline._patchify_latents(mean), self.vae.bn
+        shift = norm.running_mean.view(1, -1, 1, 1).to(patches)
+        scale = (norm.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps).sqrt()
+        normalised = (patches - shift) / scale.to(patches)
+        return normalised, torch.zeros_like(normalised)
+
+    def read(self, prompts: Sequence[str]) -> Conditioning:
+        tokens, _ = self.pipeline().encode_prompt(
+            list(prompts), max_sequence_length=self._text_length
+        )
+        return Conditioning(tokens, {})
+
+    def pipeline(self) -> Flux2KleinPipeline:
+        from diffusers import Flux2KleinPipeline
+
+        pipeline = Flux2KleinPipeline(
+            scheduler=type(self.scheduler).from_config(self.scheduler.config),
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            transformer=self.denoiser,
+            is_distilled=self.is_distilled,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
+        return super()._draw(pipeline, prompts, max_sequence_length=self._text_length, **options)
+
+    def sampler(self, num_inference_steps: int) -> Any:
+        """Shifted by resolution as the pipeline does."""
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        sampler = self.pipeline().scheduler
+        _, height, width = self.latent_shape
+        sampler.set_timesteps(
+            sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps),
+            mu=compute_empirical_mu(height * width, num_inference_steps),
+        )
+        return sampler
+
+    def save_lora_kohya(self, path: Path) -> None:
+        raise ModelError("--format kohya: not written for FLUX.2 klein; export as lora")
+
+    def _training_scheduler(self) -> Any:
+        """The scheduler with all of its training times; a sampler's has those of its steps."""
+        return type(self.scheduler).from_config(self.scheduler.config)
+
+    @property
+    def _steps(self) -> int:
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def _text_length(self) -> int:
+        """Tokens of a prompt; 512 is what the pipeline takes."""
+        return min(512, self.tokenizer.model_max_length)
+
+
+TEXT_STAYS = (
+    "FLUX.2 klein: its text encoder, a language model, is not trained; leave out textual_inversion and "
+    "train_text_encoder"
+)
