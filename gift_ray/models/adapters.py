@@ -87,10 +87,11 @@ def save(denoiser: Any, name: str, pipeline: Any, folder: Path) -> None:
     Raises:
         UnitFailed: a weight is not finite.
     """
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
+    # Under peft's names: diffusers' older ones exist for attentions only, and files that mix the two
+    # are read wrongly.
+    layers = get_peft_model_state_dict(denoiser)
     require_finite(layers)
     # The metadata carry lora_alpha: without them a reader takes it to be the rank.
     metadata = denoiser.peft_config["default"].to_dict()

@@ -117,10 +117,10 @@ class FineTuning(Attack):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """With what lies behind the benign images, not only where they lie."""
-        return super().identity() | {
-            "benign_content": self._source.content() if self._source else None
-        }
+        """With what the benign images are, instead of where they lie."""
+        source = self._source
+        benign = {**source.identity(), "content": source.content()} if source else None
+        return super().identity() | {"benign_source": benign}
 
     @abstractmethod
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:

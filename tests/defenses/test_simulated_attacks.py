@@ -35,7 +35,7 @@ class Simulating(Defense):
     attacks: tuple[str, ...] = ("dreambooth", "lora")
     attack_steps: int = 3
     attack_learning_rate: float = 1e-2
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-2
     max_train_steps: int = 10
 
     def immunize(

