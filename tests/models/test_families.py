@@ -34,7 +34,7 @@ from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import base_model, load_backbone
 from gift_ray.models.merge import merge_weights
 from gift_ray.models.sdxl import original_name
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 MAKERS: dict[str, Callable[[Path], Any]] = {"sdxl": make_sdxl, "klein": make_klein}

@@ -14,7 +14,7 @@ from gift_ray.attacks.full_finetune import FullFinetune
 from gift_ray.attacks.lora import LoRA
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.plugins import Attack, check
-from gift_ray.study.stages import LocalJournal
+from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
 SEEDS = Seeds(11)
