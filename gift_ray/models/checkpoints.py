@@ -96,9 +96,10 @@ def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
         raise ModelError(f"{path}: holds a LoRA adapter, not a unet; fuse it into its base first")
     if metadata.get(BASE_HASH, unet_hash(base)) != unet_hash(base):
         raise ModelError(f"{path}: this delta was taken from another base; give it its own base")
-    delta = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
-    # A whole unet must be whole; what does not hold the first layer is a delta.
-    if "conv_in.weight" in delta:
+    prefix = f"{base.denoiser_name}."
+    delta = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    # A whole denoiser must be whole; what does not hold its first tensor is a delta.
+    if next(iter(base.weights())) in delta:
         return delta
     return {**base.weights(), **{name: t.float() for name, t in delta.items()}}
 
