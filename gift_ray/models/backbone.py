@@ -261,7 +261,9 @@ class Backbone(ABC):
     def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
         """A batch of pictures of a pipeline of this family."""
         size = self.resolution
-        images: list[Image.Image] = pipeline(prompts, height=size, width=size, **options).images
+        images: list[Image.Image] = pipeline(
+            prompt=prompts, height=size, width=size, **options
+        ).images
         return images
 
     @abstractmethod

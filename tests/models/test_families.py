@@ -76,8 +76,8 @@ def plain_pictures(pipeline: Any, **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generators = [SEEDS.generator("image", i) for i in range(2)]
     drawn = pipeline(
-        ["a cat", "a dog"], height=16, width=16, num_inference_steps=2, guidance_scale=3.0,
-        generator=generators, **options,
+        prompt=["a cat", "a dog"], height=16, width=16, num_inference_steps=2,
+        guidance_scale=3.0, generator=generators, **options,
     ).images  # fmt: skip
     return np.stack([np.asarray(image) for image in drawn])
 
@@ -199,7 +199,7 @@ def test_sampling_cut_short_and_finished_is_sampling(model: Backbone) -> None:
     if model.denoiser_name == "transformer":
         options["max_sequence_length"] = 16
     pipeline(
-        prompts, height=16, width=16, num_inference_steps=3, guidance_scale=3.0,
+        prompt=prompts, height=16, width=16, num_inference_steps=3, guidance_scale=3.0,
         output_type="latent", callback_on_step_end=keep, **options,
     )  # fmt: skip
     for steps in (1, 2):

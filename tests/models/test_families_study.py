@@ -66,7 +66,7 @@ def test_from_drawings_to_files_that_others_read(family: str, tmp_path: Path) ->
     plain.load_lora_weights(adapter)
     options = {"max_sequence_length": 16} if family == "klein" else {}
     theirs = plain(
-        "a cat", height=16, width=16, num_inference_steps=2, guidance_scale=3.0,
+        prompt="a cat", height=16, width=16, num_inference_steps=2, guidance_scale=3.0,
         generator=[Seeds(0).generator("image", 0)], **options,
     ).images[0]  # fmt: skip
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
