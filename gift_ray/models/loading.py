@@ -3,6 +3,7 @@ would be trained or drawn wrongly."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def load_pipeline(
         ModelError: damaged or pickled, or a part is missing.
     """
     name = config.pretrained_model_name_or_path
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    missing = [part for part in needed if not (index.get(part) or [None])[0]]
+    if missing:
+        raise ModelError(
+            f"{FIELD}: {name!r} has no {', '.join(missing)}; give a complete {kind.__name__}"
+        )
     try:
         pipeline = kind.from_pretrained(
             folder, variant=config.variant, dtype=torch.float32, use_safetensors=True, **options
@@ -41,11 +48,6 @@ def load_pipeline(
             f"{FIELD}: {name!r} can't be loaded as a {kind.__name__} folder with safetensors "
             f"weights: {detail}"
         ) from error
-    missing = [part for part in needed if getattr(pipeline, part, None) is None]
-    if missing:
-        raise ModelError(
-            f"{FIELD}: {name!r} has no {', '.join(missing)}; give a complete {kind.__name__}"
-        )
     return pipeline
 
 

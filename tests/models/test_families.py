@@ -124,8 +124,9 @@ def test_the_loss_of_klein_is_its_training_scripts(
     dynamic: bool, tmp_path: Path
 ) -> None:  # fmt: skip
     plain = make_klein(tmp_path / "klein")
-    config = dict(plain.scheduler.config) | {"use_dynamic_shifting": dynamic}
-    plain.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    plain.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        plain.scheduler.config, use_dynamic_shifting=dynamic
+    )
     plain.save_pretrained(tmp_path / "klein")
     model = model_at(tmp_path / "klein")
     examples = encoded(model)
@@ -135,7 +136,7 @@ def test_the_loss_of_klein_is_its_training_scripts(
         ours = model.denoising_loss(batch.latents, batch.conditioning, times, noise)
 
         # train_dreambooth_lora_flux2_klein.py, --weighting_scheme logit_normal.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(plain.scheduler.config)
         generator = SEEDS.generator("n")
         drawn = torch.randn(batch.latents.shape, generator=generator)
         u = compute_density_for_timestep_sampling(
@@ -464,9 +465,9 @@ def test_other_pipelines_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_inpainting_unet_is_refused(tmp_path: Path) -> None:
     plain = make_pipeline(tmp_path / "sd")
-    config = dict(plain.unet.config) | {"in_channels": 9}
     shutil.rmtree(tmp_path / "sd" / "unet")
-    UNet2DConditionModel.from_config(config).save_pretrained(tmp_path / "sd" / "unet")
+    unet = UNet2DConditionModel.from_config(plain.unet.config, in_channels=9)
+    unet.save_pretrained(tmp_path / "sd" / "unet")
     assert "takes 9 channels and its VAE gives 4" in refused(tmp_path / "sd")
 
 
@@ -487,7 +488,7 @@ def test_a_tokenizer_without_a_length_is_refused(tmp_path: Path) -> None:
 def test_zero_terminal_snr_is_as_in_plain_diffusers_and_not_for_epsilon(tmp_path: Path) -> None:
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     plain = make_pipeline(tmp_path / "v", prediction_type="v_prediction")
-    plain.scheduler = DDIMScheduler.from_config(dict(plain.scheduler.config) | zero)
+    plain.scheduler = DDIMScheduler.from_config(plain.scheduler.config, **zero)
     plain.save_pretrained(tmp_path / "v")
     model = model_at(tmp_path / "v")
     examples = encoded(model)
@@ -505,7 +506,7 @@ def test_zero_terminal_snr_is_as_in_plain_diffusers_and_not_for_epsilon(tmp_path
     np.testing.assert_array_equal(pictures(model), plain_pictures(plain))
 
     epsilon = make_pipeline(tmp_path / "e")
-    epsilon.scheduler = DDIMScheduler.from_config(dict(epsilon.scheduler.config) | zero)
+    epsilon.scheduler = DDIMScheduler.from_config(epsilon.scheduler.config, **zero)
     epsilon.save_pretrained(tmp_path / "e")
     assert "zero terminal SNR" in refused(tmp_path / "e")
 
