@@ -1,5 +1,8 @@
-"""What a user can act on. A GiftError is printed as its lines, without a traceback; any other
-exception is a bug of ours and keeps its traceback."""
+"""Errors that a user can act on.
+
+A GiftError is printed as its lines, without a traceback; any other exception is a mistake in this package and
+keeps its traceback.
+"""
 
 import errno
 
@@ -44,8 +47,10 @@ class UnitFailed(GiftError):
 
 
 class ClusterFailed(GiftError):
-    """What runs the units gave out (storage full, memory, workers lost too often): the study is as it
-    was, and the same command continues it."""
+    """The cluster failed a step: its storage is full, memory ran out, or workers were lost too often.
+
+    What is finished stays, and the same command continues the study.
+    """
 
     exit_code = 1
 

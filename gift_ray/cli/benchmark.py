@@ -33,6 +33,7 @@ from gift_ray.verdict import comparison
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     config = load_study(arguments.config, arguments.overrides)
     plans = comparison.layouts(config)
     steps = comparison.steps(plans)
@@ -88,8 +89,11 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
 def write_tables(
     config: StudyConfig, plans: dict[str, Plan], set_aside: list[str], folder: Path
 ) -> dict[str, pd.DataFrame]:
-    """Write scores.parquet with all curves, and the tables as Markdown, CSV and LaTeX. Returns the tables
-    that are shown."""
+    """Write scores.parquet with all curves, and the tables as Markdown, CSV and LaTeX.
+
+    Returns:
+        The tables that the page shows, by name.
+    """
     study_dir = config.study_dir
     comparison.points(plans, study_dir).to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)

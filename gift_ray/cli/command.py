@@ -53,7 +53,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     for name in ("sweep", "immunize", "benchmark", "attack", "export"):
         config, overrides = job_arguments(commands[name], runs=name != "export")
         _complete(config, FilesCompleter(("yaml", "yml")))
-        _complete(overrides, lambda prefix, **_: list(_overrides()))
+        _complete(overrides, lambda **_: list(_overrides()))
     commands["attack"].add_argument("--model", required=True, help="the checkpoint to attack")
     commands["immunize"].add_argument(
         "--matrix", action="store_true", help="attack every model with every malicious concept"

@@ -35,6 +35,7 @@ def job_arguments(
     """Add the arguments that every job on a study takes; returns those of the study and its overrides.
 
     Args:
+        parser: of the job.
         runs: whether the job runs the study's units.
     """
     config = parser.add_argument("config", help="a study, as configs/demo.yaml")
@@ -95,6 +96,7 @@ class Tally:
 
     @property
     def waiting(self) -> int:
+        """How many units have not begun."""
         return max(0, self.total - self.ended - self.running)
 
     @property
@@ -176,7 +178,7 @@ class LiveProgress:
     def _read(self) -> None:
         try:
             events = self._since(self._seen)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (Ray's own errors, which this folder does not know)
             # The board lives on the cluster; when that is gone, the job's own error tells why.
             self.say(f"progress: no longer available ({type(error).__name__})")
             self._stop.set()

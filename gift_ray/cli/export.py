@@ -19,6 +19,7 @@ from gift_ray.study.plan import plan
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     config = load_study(arguments.config, arguments.overrides)
     path = Path(arguments.to).expanduser().absolute()
     export(

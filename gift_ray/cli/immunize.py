@@ -34,6 +34,7 @@ from gift_ray.verdict.scorecard import scorecard
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     config = load_study(arguments.config, arguments.overrides)
     layout = plan(config, matrix=arguments.matrix)
     # What an added concept does to the earlier ones is seen beside the model that knew only them.

@@ -16,6 +16,7 @@ from gift_ray.tracking.store import shown, sqlite_uri
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     given = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     local = [sqlite_uri(path) for path in sorted(Path("runs").glob("*/mlflow.db"))]
     uris = [given] if given else local

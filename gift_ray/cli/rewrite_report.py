@@ -16,6 +16,7 @@ from gift_ray.report.page import write_report
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     study = Path(arguments.study)
     inside = [path.parent for path in sorted(study.glob("*/study.json"))]
     folders = [study, *inside] if (study / "study.json").exists() or not inside else inside

@@ -18,6 +18,7 @@ from gift_ray.errors import DataError
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     folder = Path(arguments.study)
     standings = folder / "benchmark" / "standings.md"
     if standings.exists():

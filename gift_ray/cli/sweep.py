@@ -43,6 +43,7 @@ from gift_ray.verdict.scorecard import scorecard
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     # Everything that can be wrong is found here, before a worker starts and before a file is written.
     config = load_study(arguments.config, arguments.overrides)
     if config.search is None:

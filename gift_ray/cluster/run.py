@@ -34,7 +34,7 @@ def run_steps(
     study_dir: Path,
     cluster: ClusterConfig,
     board: Any,
-    on_done: Callable[[Step], None] = lambda step: None,
+    on_done: Callable[[Step], None] = lambda _: None,
     on_failed: Callable[[Step, UnitFailed], None] | None = None,
 ) -> None:
     """Run steps and whatever they need to their records; blocks. Finished ones are not run again.

@@ -1,5 +1,6 @@
-"""What a study's models become outside of it: a diffusers folder, a delta of the base, the adapter of an
-attack. No weights of attacks are kept: an adapter is trained again, bit for bit, from its step.
+"""Writing a study's models for use elsewhere: a diffusers folder, a delta of the base, an attack's adapter.
+
+The weights of attacks are not kept, so an adapter is trained again from its step, to the same bits.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
     """Write one model of a study, or the adapter that an attack makes of it, to `path`.
 
     Args:
+        plan: of the study, whose steps are done.
         concept: the malicious concept whose model is meant.
         form: `diffusers` a folder for `from_pretrained`; `delta` a safetensors of the changed tensors,
             bound to its base; `lora` a folder for `load_lora_weights`; `kohya` one file for web UIs.
-        attack, seed: which attack's adapter; the first two forms don't read them.
+        path: the file or folder to write.
+        attack: which attack's adapter; `diffusers` and `delta` don't read it.
+        seed: of the attack; `diffusers` and `delta` don't read it.
 
     Raises:
         ConfigError: the study has no such concept, attack or seed; the model isn't immunized yet; the

@@ -110,6 +110,7 @@ def write_step(
     """Run `work` in a private folder, add the record, and move it all to `folder` in one rename.
 
     Args:
+        folder: of the step.
         identity: the step's kind, options, versions and inputs; hashed into its fingerprint.
         work: fills the folder it is given and returns the step's result (JSON values).
         extra: provenance to add (seconds, device, ...).
@@ -258,8 +259,11 @@ def _reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Of the GPU since its counter was reset; without one, of this process since it began (a process that
-    has done other units before carries their peak too)."""
+    """The most memory that was in use at once.
+
+    Of the GPU since its counter was reset; without a GPU, of this process since it began, which counts what
+    it did before too.
+    """
     import torch
 
     if torch.cuda.is_available():

@@ -143,8 +143,10 @@ def base_name(model: ModelConfig) -> str:
 
 
 def licence_of(model: ModelConfig) -> dict[str, str]:
-    """The licence of a base as a model card's fields, from its own card or LICENSE file; {} if neither
-    says."""
+    """The licence of a base as fields of a model card, from its own card or its LICENSE file.
+
+    It is {} if neither of them names one.
+    """
     folder = locate(model)
     if (folder / "README.md").exists():
         data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()

@@ -1,8 +1,8 @@
-"""Where the nodes of a cluster find each other's finished steps: a disk that all of them mount, or an
-object store (S3), of which each node keeps its own copy of what it has read.
+"""Where the nodes of a cluster find each other's finished steps.
 
-In an object store a step lies under its name, in a folder for each attempt at it; `done` names the
-attempt that counts, and is written last. An object appears whole or not at all, so a step does too,
+This is a disk that all of them mount, or an object store (S3), of which each node keeps a copy of what it has
+read. In an object store a step lies under its name, in a folder for each attempt at it; the object `done`
+names the attempt that counts, and is written last. An object appears whole or not at all, so a step does too,
 and two nodes that finish the same step do not mix their files.
 """
 

@@ -1,5 +1,7 @@
-"""The trials of a search, and the folder that remembers them: plain JSON, one file a trial, written when
-it is suggested and again when it has ended. It is all that a search needs to continue.
+"""The trials of a search, and the folder that keeps them.
+
+Each trial is one JSON file, written when it is suggested and again when it has ended. A search that was
+stopped needs nothing else to continue.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Ledger:
         on_write: told of each file that was written.
     """
 
-    def __init__(self, folder: Path, on_write: Callable[[Path], None] = lambda path: None) -> None:
+    def __init__(self, folder: Path, on_write: Callable[[Path], None] = lambda _: None) -> None:
         self.folder, self.on_write = folder, on_write
         found = [Trial(**json.loads(p.read_text("utf-8"))) for p in folder.glob("[0-9]*.json")]
         self.trials = {trial.number: trial for trial in sorted(found, key=lambda t: t.number)}
@@ -83,8 +85,15 @@ def ledger_of(storage: Storage, fingerprint: str) -> Ledger:
 
 
 def earlier_trials(folders: Sequence[str], space: Mapping[str, Any], protocol: str) -> list[Trial]:
-    """The complete trials of earlier studies that tell something about this one: scored under the same
-    protocol, with a value for every option of the space that is always there.
+    """The complete trials of earlier studies that a search can learn from.
+
+    They were scored under the same protocol, and have a value for every option of the space that does not
+    depend on another one.
+
+    Args:
+        folders: of the earlier studies.
+        space: the searched options of this study, by path.
+        protocol: its `protocol_id`.
 
     Raises:
         ConfigError: a folder without such a trial, and why.

@@ -89,8 +89,9 @@ def _add_chance(figure: go.Figure, study: Study, table: pd.DataFrame) -> None:
 
 
 def draw_curves(study: Study, concepts: Sequence[str]) -> Figure | None:
-    """For papers: a row for each attack on one of these concepts, a column for each similarity and for the
-    recovery by it, a line for each chosen arm. None without data.
+    """For papers: a row for each attack on one of these concepts, a line for each chosen arm.
+
+    The columns are the similarities and the recoveries by them. None without data.
     """
     chosen = [arm for arm in study.arms if arm.chosen]
     names = {a.key: plain(a.group if study.rivals else a.label) for a in chosen}

@@ -59,8 +59,10 @@ def recovery_curves(
     chance: dict[tuple[str, str], float],
     problems: list[Problem],
 ) -> pd.DataFrame:
-    """Each similarity's curves as recovery (`scoring.recovery`): the share that the attacker regains of what
-    the undefended attack gains over chance. A recovery that can't be told is noted in `problems`.
+    """The curves of each similarity as recovery (`scoring.recovery`).
+
+    Recovery is the share that the attacker regains of what the undefended attack gains over chance. Where it
+    can't be told, that is noted in `problems`.
     """
     keys = ["concept", "attack", "seed", "metric"]
     measured = curves[curves["metric"].isin(config.scoring.similarities)]
@@ -110,11 +112,10 @@ def unit_recoveries(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def averaged(curves: pd.DataFrame) -> pd.DataFrame:
-    """Curves over all seeds: the mean with its 95 % interval (`low`, `high`), the lowest and the highest
-    seed, the number of images and of unscored ones.
+    """The curves over all seeds: mean, interval, lowest and highest seed, scored and unscored images.
 
-    The interval is Student's t: over the means of the seeds where there are several, else over the images
-    of the only seed.
+    The 95 % interval (`low`, `high`) is Student's t: over the means of the seeds where there are several,
+    else over the images of the only seed.
     """
     keys = ["arm", "concept", "attack", "metric", "direction", "step"]
     groups = curves.groupby(keys, sort=False, dropna=False)

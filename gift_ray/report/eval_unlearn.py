@@ -1,5 +1,7 @@
-"""A benchmark in the shape of eval-unlearn's reports (1.1.2: one JSON for each technique and concept), so
-that its leaderboards can show what fine-tuning brings back."""
+"""A benchmark as reports of eval-unlearn 1.1.2, one JSON file for each technique and concept.
+
+Its leaderboards can then show what fine-tuning brings back.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ def write_reports(
         concepts_of: the malicious concepts of each model of `probes`.
         settings: the study's configuration.
         timestamp: of the report, Unix seconds.
+        folder: to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []

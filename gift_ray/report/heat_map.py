@@ -16,10 +16,11 @@ from gift_ray.report.style import plain, sheet, text
 
 
 def cross(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What attacking a concept (rows) regains on each chosen model (columns): the mean over attacks and
-    seeds of the highest recovery, and the worst of them; NaN where it was not measured.
+    """The highest recovery of each concept (rows) by attacks on each chosen model (columns).
 
-    In a comparison a column is a defense, with all its models.
+    Returns:
+        Its mean over attacks and seeds, and the worst of them; NaN where it was not measured. In a comparison
+        a column is a defense, with all its models.
     """
     arms = [arm for arm in study.arms if arm.chosen and arm.key != UNDEFENDED]
     names = {arm.key: arm.group if study.rivals else arm.label for arm in arms}

@@ -64,14 +64,13 @@ def _levels(
         metric: level for (name, metric), level in chance.items() if name == run["concept"]
     }
     best = base.groupby("metric")["mean"].max().to_dict()
-    if alike is None or not labels.Levels.MEASURED <= own_chance.keys() & best.keys():
+    if alike is None or not own_chance.keys() & best.keys() >= labels.Levels.MEASURED:
         return None
     return labels.Levels.of(own_chance, best, alike.result["largest"].get("lpips", math.nan))
 
 
 def label_bars(study: Study) -> go.Figure:
-    """For the page: the shares of the four labels, a bar for each model, a trace for each (concept, attack,
-    label)."""
+    """For the page: a bar for each model with the shares of the four labels."""
     figure = go.Figure()
     table = study.labels
     total = table.groupby(["arm", "concept", "attack"])["images"].transform("sum")

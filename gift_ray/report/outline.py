@@ -33,6 +33,7 @@ def write_comparison(
     """Write the models of several defenses, which stand side by side; returns their fingerprint.
 
     Args:
+        config: of the study.
         plans: defense -> the study with it, the undefended one first.
         folder: inside the study's folder.
         set_aside: why what was planned and is not among them can't be judged.
@@ -67,7 +68,10 @@ def write_trial(plan: Plan, trial: dict[str, Any], run_link: str, fingerprint: s
     """Write an ended trial, once: its result, its MLflow run, its models' steps and scorecards.
 
     Args:
+        plan: of the trial's setting.
         trial: a `Trial` as a dict; a failed one has no verdicts in `arms`, and gets no scorecards.
+        run_link: the page of its MLflow run.
+        fingerprint: of the study.
     """
     study_dir = plan.config.study_dir
     path = study_dir / TRIALS / f"{trial['trial_id']}.json"

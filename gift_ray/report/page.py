@@ -38,6 +38,7 @@ def write_report(folder: Path, images: str | None = None) -> Path:
     """Write `report.html` and the `report` folder of a study; returns the page's path.
 
     Args:
+        folder: of the study, of its benchmark or of an attacked checkpoint.
         images: `all`, `safe_only` or `none`; None: as the study says.
 
     Raises:

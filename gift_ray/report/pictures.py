@@ -20,6 +20,8 @@ BUDGET_BYTES = 3 * 2**20  # of all images on the page, which is to stay under 10
 IMAGES_PER_STEP = 4
 CELL_PX, GAP_PX, LABEL_PX, HEADER_PX = 96, 4, 190, 22  # of a grid
 FRAME_MS = 900
+# What PIL raises for files that are no whole image.
+UNREADABLE = (OSError, SyntaxError, ValueError)
 UNATTACKED = "as released"
 
 
@@ -38,6 +40,7 @@ class Scene:
 
     @property
     def label(self) -> str:
+        """What the page calls the scene."""
         seed = "" if self.attack == UNATTACKED else f", seed {self.seed}"
         return f"{self.concept}: {self.attack}{seed}"
 
@@ -54,15 +57,18 @@ class Strip:
 
 
 def shown(study: Study, veiled: bool) -> bool:
-    """Whether `report.images` lets an image be shown."""
+    """Whether `report.images` allows to show an image; `veiled`: it may be unsafe."""
     return study.config.report.images == "all" or (
         study.config.report.images == "safe_only" and not veiled
     )
 
 
 def strips(study: Study) -> list[Strip]:
-    """All images there are, the most telling first: real ones, each seed's last step, the other steps;
-    undefended, chosen and other models in turn."""
+    """All images there are, in the order in which they are shown while there is room.
+
+    Real images come first, then the last step of each seed's attack, then the other steps; among equals the
+    undefended model, the chosen ones and the others.
+    """
     found: dict[tuple[Scene, str, int], Strip] = {}
     for arm in study.arms:
         for strip in (*_attacked(study, arm), *_as_released(study, arm)):
@@ -101,7 +107,7 @@ def _as_released(study: Study, arm: ReportArm) -> Iterator[Strip]:
 
 
 def encode(found: list[Strip], budget: int = BUDGET_BYTES) -> tuple[list[list[str]], list[Problem]]:
-    """Each strip's images as WebP data URIs; strips beyond the budget stay empty, and are told of."""
+    """Each strip's images as WebP data URIs; strips beyond the budget are empty, and noted as a problem."""
     encoded: list[list[str]] = []
     problems: list[Problem] = []
     spent, left_out = 0, 0
@@ -110,7 +116,7 @@ def encode(found: list[Strip], budget: int = BUDGET_BYTES) -> tuple[list[list[st
         if spent < budget:
             try:
                 uris = [_data_uri(image) for image in load(strip.folder)]
-            except Exception as error:
+            except UNREADABLE as error:
                 problems.append(
                     Problem("damaged", strip.scene.label, f"images can't be read: {error}")
                 )
@@ -143,10 +149,10 @@ def attack_scenes(study: Study, concept: str) -> list[Scene]:
 
 
 def save_attack(study: Study, scene: Scene, path: Path) -> None:
-    """One attack along its steps: as a strip (PNG: a row a model, a column a step, the first image of
-    each) and as a moving picture (animated WebP: a frame a step, all images).
+    """Write one attack along its steps as a still and as a moving picture.
 
-    Unsafe concepts are blurred for good.
+    The still (PNG) has a row for each model and a column for each attack step, with the first image of each;
+    the moving one (WebP) has a frame for each step, with all images. Unsafe concepts are blurred for good.
     """
     labels = {arm.key: arm.label for arm in study.arms if arm.chosen}
     own = [s for s in strips(study) if s.scene == scene and s.arm in ("", *labels)]
@@ -181,8 +187,10 @@ def save_attack(study: Study, scene: Scene, path: Path) -> None:
 
 
 def load(folder: Path) -> list[Image.Image]:
-    """The first images that a step wrote (PNG). Reading them with `gift_ray.data.examples` would import
-    diffusers, which takes longer than the whole report."""
+    """The first images that a step wrote (PNG).
+
+    `gift_ray.data.examples` reads images too, but importing it takes longer than the whole report.
+    """
     images = []
     for path in sorted(folder.glob("*.png"))[:IMAGES_PER_STEP]:
         with Image.open(path, formats=("PNG",)) as image:
@@ -193,14 +201,14 @@ def load(folder: Path) -> list[Image.Image]:
 def _pictures(strip: Strip) -> list[Image.Image]:
     try:
         images = load(strip.folder)
-    except Exception:
+    except UNREADABLE:
         # The page says which images can't be read.
         return []
     return [blurred(image) if strip.scene.veiled else image for image in images]
 
 
 def blurred(image: Image.Image) -> Image.Image:
-    """So far that what it shows can't be told."""
+    """The image, blurred so much that what it shows can't be told."""
     return image.filter(ImageFilter.GaussianBlur(image.width / 8))
 
 

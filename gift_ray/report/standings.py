@@ -10,8 +10,10 @@ from gift_ray.report.style import CHANCE_COLOUR, COLOURS, SYMBOLS, error_bars, t
 
 
 def standings(study: Study) -> go.Figure:
-    """Resistance under each attack with its 95 % interval, and retention with a line down to the worst
-    probe; a row for each defense."""
+    """A row for each defense: resistance to each attack with its 95 % interval, and retention.
+
+    The line at the retention ends at the worst probe.
+    """
     figure = go.Figure()
     table = study.tables.get("standings", pd.DataFrame())
     if table.empty:

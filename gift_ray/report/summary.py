@@ -21,8 +21,11 @@ from gift_ray.verdict.scorecard import curves, scorecard
 def summarize(
     plan: Plan, fingerprint: str, trials: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Trials, each model's Pareto front (trial ids), both sides' curves, each model's chosen setting and
-    verdict, protocol, provenance."""
+    """What a search found, as JSON values.
+
+    The trials, the Pareto front of each model (trial ids), the curves of the undefended model and of chance,
+    the chosen setting and the verdict of each model, the protocol and the provenance.
+    """
     evaluation, study_dir = plan.config.evaluation, plan.config.study_dir
     return {
         "study": plan.config.name,
@@ -47,6 +50,8 @@ def summarize_comparison(
 
     Args:
         plans: defense -> the study with it; all steps are done.
+        fingerprint: of the comparison.
+        tables: name -> table.
     """
     config = next(iter(plans.values())).config
     return {
@@ -77,17 +82,17 @@ def arm_summary(plan: Plan, arm: Arm, study_dir: Path) -> dict[str, Any]:
 
 
 def arm_curves(arm: Arm, study_dir: Path) -> dict[str, dict[str, dict[int, float]]]:
-    """ "concept/attack/seed" -> metric -> step -> mean score."""
+    """`concept/attack/seed` -> metric -> step -> mean score."""
     return {"/".join(map(str, key)): curves(step, study_dir) for key, step in arm.attacks.items()}
 
 
 def trial_curves(plan: Plan, study_dir: Path) -> dict[str, dict[int, float]]:
-    """ "attack/concept/metric" -> step -> mean score over seeds, of a trial's finished attacks."""
+    """`attack/concept/metric` -> step -> mean score over seeds, of a trial's finished attacks."""
     return mean_curves(plan.defended, study_dir)
 
 
 def mean_curves(arms: Sequence[Arm], study_dir: Path) -> dict[str, dict[int, float]]:
-    """ "attack/concept/metric" -> step -> mean score over seeds, of some arms' finished attacks."""
+    """`attack/concept/metric` -> step -> mean score over seeds, of some arms' finished attacks."""
     found: dict[str, dict[int, list[float]]] = {}
     for arm in arms:
         for (concept, attack, _seed), step in arm.attacks.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,11 @@ IMAGES = 2
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds: of each plug-in's whole training (by `key`), of an image drawn, of one measured.
-    `peak_memory_bytes` of the process that did all of it."""
+    """What was measured on this machine, in seconds.
+
+    `training` is of the whole training of each plug-in, by its `key`; `draw` of drawing an image, `measure`
+    of measuring one. `peak_memory_bytes` is of the process that did all of it.
+    """
 
     training: dict[str, float]
     draw: float
@@ -126,7 +129,5 @@ def _training_seconds(plugin: Any, base: Backbone, examples: Examples) -> float:
 
 
 def _run(train: Callable[[], Any]) -> None:
-    try:
+    with suppress(Enough):
         train()
-    except Enough:
-        pass

@@ -7,6 +7,7 @@ defense can be tuned to the one attack that it met. The gate reads the score tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,10 @@ class Judgement:
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """What passes comes first, then the better score. Where nothing resists objectives tie: there
-        the model that lost least stands for all."""
+        """What to compare models by, larger is better: whether it passes, its objective, its retention.
+
+        Where no model resists at all their objectives are equal, and the one that lost least comes first.
+        """
         if self.card is None:
             return False, float("-inf"), float("-inf")
         return not self.refusals, self.card.objective, self.card.retention
@@ -130,11 +133,9 @@ def judge(candidates: Sequence[Finalist], run: Callable[[Iterable[Step]], None])
     Args:
         run: computes steps; those of all finalists are asked for at once, as wide as the cluster is.
     """
-    try:
+    # A step that fails fails its own finalist only: below, the steps of each are asked for alone.
+    with suppress(UnitFailed):
         run([step for finalist in candidates for step in finalist.arm.steps()])
-    except UnitFailed:
-        # One finalist's failure is no other's: below, each is asked for by itself.
-        pass
     return [_judge(finalist, run) for finalist in candidates]
 
 

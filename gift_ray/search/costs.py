@@ -30,8 +30,11 @@ ESTIMATE = "estimate.json"
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of some steps, and the largest peak memory of one, in bytes. `unknown` counts the steps
-    that neither a record nor a calibration tells of; `recorded` those that a record tells of."""
+    """The seconds that some steps take together, and the largest peak memory of one of them, in bytes.
+
+    `recorded` counts the steps that are estimated from a record, `unknown` those for which there is neither a
+    record nor a measurement.
+    """
 
     seconds: float
     peak_memory_bytes: int
@@ -51,8 +54,11 @@ def trained_plugins(steps: Iterable[Step]) -> list[Plugin]:
 
 
 def estimate(steps: Sequence[Step], study_dir: Path, rates: Rates | None) -> Estimate:
-    """What steps take: a finished one what it took, others what the like of them took in this study, or
-    by measured rates."""
+    """What these steps take.
+
+    A finished step counts with what it took; others with what steps like it took in this study, or else by
+    the measured rates.
+    """
     records = [read_claim(path.parent) for path in (study_dir / "steps").glob("*/record.json")]
     own = {record.fingerprint: record for record in records}
     like: dict[str, list[Record]] = {}

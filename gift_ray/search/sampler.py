@@ -49,8 +49,11 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial knows after a rung (0: released images alone). `arms`: what each of its models can
-    still become; in a complete trial, its verdict. `of` is the last rung."""
+    """What is known of a trial after one of its rungs.
+
+    `rung` counts from 0, where only images of the released models have been drawn, to `of`, the last one.
+    `arms` holds for each model the best that it can still become; in a complete trial, its verdict.
+    """
 
     rung: int
     of: int
@@ -72,7 +75,7 @@ class Search:
     def __init__(
         self, config: StudyConfig, ledger: Ledger, name: str, *,
         protocol: str = "", shared_seconds: float = 0.0, earlier: Sequence[Trial] = (),
-        on_trial: Callable[[Trial], None] = lambda trial: None,
+        on_trial: Callable[[Trial], None] = lambda _: None,
     ) -> None:  # fmt: skip
         assert config.search is not None
         self.config, self.search, self.ledger = config, config.search, ledger
@@ -189,8 +192,11 @@ def distribution(option: Range) -> BaseDistribution:
 def _told(
     search: SearchConfig, space: Mapping[str, Range], trial: Trial
 ) -> optuna.trial.FrozenTrial:
-    """A trial as Optuna is told of it. Infeasible and failed ones break a constraint; a pruned one has
-    the objective that it had left."""
+    """A trial in Optuna's form.
+
+    Infeasible and failed trials break a constraint; a pruned one has the objective that was still possible
+    when it was ended.
+    """
     given = {path: space[path] for path in trial.values}
     params = {
         path: option.choices.index(trial.values[path])
@@ -312,9 +318,12 @@ def evaluate(
 
 
 def rungs(layout: Plan) -> list[tuple[list[Step], list[Key]]]:
-    """A trial's steps and attacks in rungs: released images, then attack by attack, the one of fewest steps
-    first, and concept by concept, malicious ones first. With no pruner nothing is compared, and all
-    attacks are one rung: they run at the same time."""
+    """A trial's steps and attacks, rung by rung.
+
+    The first rung draws images of the released models. The others go attack by attack, that with the fewest
+    steps first, and concept by concept, malicious ones first. Without a pruner trials are not compared on
+    their way, so all attacks are one rung and run at the same time.
+    """
     search = layout.config.search
     arms = layout.defended
     ladder: list[tuple[list[Step], list[Key]]] = [

@@ -168,7 +168,9 @@ def test_a_search_outlives_its_driver_and_the_drivers_disk(nodes, config) -> Non
 def test_a_store_that_nobody_reaches_is_told_before_a_unit_starts(nodes, config) -> None:
     url = "s3://gift/runs?scheme=http&endpoint_override=127.0.0.1:9"
     cluster = ClusterConfig(storage_path=url)
-    with pytest.raises(ConfigError, match=r"^cluster.storage_path: s3://gift/runs"):
-        with session(cluster, config.study_dir):
-            raise AssertionError("a session began")
+    with (
+        pytest.raises(ConfigError, match=r"^cluster.storage_path: s3://gift/runs"),
+        session(cluster, config.study_dir),
+    ):
+        raise AssertionError("a session began")
     assert not ray.is_initialized()
