@@ -44,7 +44,7 @@ class Attacker:
     trainee: Trainee
     level: Level
     concept: Examples
-    rate: Callable[[int], float] = lambda index: 1.0
+    rate: Callable[[int], float] = lambda _: 1.0
     benign: Examples | None = None
     benign_steps: int = 0
     retain_weight: float = 0.0
