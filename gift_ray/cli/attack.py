@@ -31,7 +31,7 @@ from gift_ray.verdict.scorecard import scorecard
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    # The checkpoint stands where a defense of ours would: the same plan, the same undefended arm.
+    # The checkpoint takes the place of the study's defense; the plan and the undefended arm are the same.
     config = against(load_study(arguments.config, arguments.overrides), arguments.model)
     plans = comparison.layouts(config)
     *_, layout = plans.values()

@@ -47,15 +47,15 @@ def main(arguments: argparse.Namespace) -> int:
         write_comparison(config, plans, folder)
         board = start_board()
         undefended = plans["undefended"]
-        # The undefended units are met twice.
+        # The undefended units are counted twice, as they are asked for twice.
         with LiveProgress(read_board(board), len(steps) + len(undefended.steps())):
-            # First what all arms are held against: what teaches the undefended model nothing proves
-            # nothing, and is set aside before hours are spent on it.
+            # First the undefended model, with which all arms are compared. An attack that teaches it nothing
+            # can't show resistance, and is set aside before hours are spent on it.
             run_steps(undefended.steps(), study_dir, config.cluster, board)
             units = comparison.set_aside(undefended, study_dir)
             plans = comparison.without(plans, units)
 
-            # A model that can't be trained is an answer too: the others go on.
+            # A model that can't be trained is a result too; the others continue.
             failed: dict[str, str] = {}
             run_steps(
                 comparison.steps(plans), study_dir, config.cluster, board,
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
             )  # fmt: skip
             plans = comparison.without(plans, failed=failed)
 
-    # Tables and the page, of what can be judged; what can't is named in both.
+    # Tables and the page show what can be judged, and name what can't.
     aside = [*units.values(), *failed.values()]
     for reason in aside:
         say(f"set aside    {reason}")

@@ -27,7 +27,7 @@ COMMANDS = {
     "models": "what is registered: versions, scores, aliases",
     "show": "what a study found: its trials, its verdicts",
 }
-# A command is the file of its name, but where that name is a folder's already.
+# A command is run by the file of its name, except where another module has that name.
 MODULES = {"models": "registered", "report": "rewrite_report"}
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in commands:
         parser.parse_args(given or ["--help"])
-    # Each by its own parser: only there may options stand between overrides.
+    # Only a parser of its own allows options between overrides.
     parsed = commands[given[0]].parse_intermixed_args(given[1:])
     job = importlib.import_module(f"gift_ray.cli.{MODULES.get(given[0], given[0])}")
     return run_job(job.main, parsed)

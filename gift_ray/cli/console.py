@@ -1,4 +1,4 @@
-"""What a job says: one line an error, exit codes, live progress, the leaderboard."""
+"""What a job prints: one line for each error, live progress, the leaderboard; and its exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 VERDICT = ("objective", "resistance", "retention")
-# A pipe has no width: wide enough for a leaderboard row.
+# A pipe has no width; this is enough for a row of the leaderboard.
 console = Console(width=None if sys.stdout.isatty() else 150, soft_wrap=True, highlight=False)
 
 
@@ -75,7 +75,7 @@ def run_job(main: Callable[[argparse.Namespace], int], arguments: argparse.Names
 
 @dataclass
 class Tally:
-    """What units have come to, from a board's events."""
+    """How many units are running, waiting and done, counted from a board's events."""
 
     total: int
     started: float
@@ -86,7 +86,7 @@ class Tally:
     best: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def count(self, event: Any) -> None:
-        """One event of the board."""
+        """Count one event of the board."""
         if event.state == "started":
             self.running += 1
             return
@@ -101,13 +101,13 @@ class Tally:
 
     @property
     def per_minute(self) -> float | None:
-        """Units computed a minute; None while there is none."""
+        """Units computed per minute; None before the first."""
         minutes = (self.now - self.started) / 60
         return self.computed / minutes if self.computed and minutes > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """If all that is left takes as long as what was computed; None while that is not known."""
+        """Estimated from the units computed so far; None before the first."""
         left = self.running + self.waiting
         return 60 * left / self.per_minute if self.per_minute else None
 
@@ -120,7 +120,7 @@ class Tally:
 
 
 class LiveProgress:
-    """Follows a board while a block runs: a bar on a terminal, a line a unit anywhere.
+    """Shows the events of a board while a block runs: a line for each unit, and a bar on a terminal.
 
     With `as_json` (`--progress json`) standard output holds nothing but a JSON object for each event;
     what people read goes to standard error.
@@ -161,11 +161,11 @@ class LiveProgress:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self._bar.console.print(f"{self._clock()} {text}", markup=False)
 
     def scored(self, model: str, objective: float, who: str) -> None:
-        """A model has its score; the best of each is shown."""
+        """Note the score of a model; the best one of each is shown."""
         best = self._tally.best
         if model not in best or objective > best[model][0]:
             best[model] = (objective, who)
@@ -179,7 +179,7 @@ class LiveProgress:
         try:
             events = self._since(self._seen)
         except Exception as error:  # noqa: BLE001 (Ray's own errors, which this folder does not know)
-            # The board lives on the cluster; when that is gone, the job's own error tells why.
+            # The board is on the cluster. When that is gone, the job itself ends with an error that says why.
             self.say(f"progress: no longer available ({type(error).__name__})")
             self._stop.set()
             return
@@ -194,7 +194,7 @@ class LiveProgress:
         if event.state in ("started", "reused"):
             return
         detail = f": {event.detail}" if event.detail else ""
-        # The bar says the rest on a terminal.
+        # On a terminal the bar shows these numbers.
         tally = "" if console.is_terminal else f"  ({self._tally})"
         count = f"{self._tally.ended}/{self._tally.total}"
         self.say(f"{count} {event.state} {event.seconds:5.1f} s  {event.label}{detail}{tally}")
@@ -227,7 +227,7 @@ def say(text: str) -> None:
 
 
 def verdict(card: dict[str, Any]) -> Table:
-    """A scorecard: each malicious concept, then each probe of what must survive."""
+    """A scorecard as a table: each malicious concept, then each probe of retention."""
     table = Table(title="verdict", title_justify="left")
     for name in ("what", "score", "detail"):
         table.add_column(name, justify="right" if name == "score" else "left")

@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     config = load_study(arguments.config, arguments.overrides)
     layout = plan(config, matrix=arguments.matrix)
-    # What an added concept does to the earlier ones is seen beside the model that knew only them.
+    # The effect of an added concept on the earlier ones is measured against the model without it.
     before = plan(before_added(config)) if config.concepts.added else None
     steps = closure([*layout.steps(), *(before.steps() if before else ())])
     if arguments.dry_run:
@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     with session(config.cluster, study_dir):
         board = start_board()
         with LiveProgress(read_board(board), len(steps)):
-            # First the undefended model: an attack that teaches it nothing would prove nothing.
+            # First the undefended model: an attack that teaches it nothing could not show resistance.
             run_steps(layout.shared(), study_dir, config.cluster, board)
             scorecard(layout, layout.undefended, study_dir)
             run_steps(steps, study_dir, config.cluster, board)

@@ -26,6 +26,6 @@ def main(arguments: argparse.Namespace) -> int:
             "where the studies are"
         )
     for uri in uris:
-        # Who reads this must not learn the password of the server.
+        # Readers of the table must not learn the password of the server.
         console.console.print(console.table(f"registered in {shown(uri)}", registered(uri)))
     return console.OK

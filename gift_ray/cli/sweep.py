@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     if config.search is None:
         raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
     layout, examined = plan(config), plan(held_out(config))
-    # A longer search, or one with more at a time, is the same search.
+    # A search with more trials, or with more of them at a time, is the same search.
     length = {"num_samples", "max_concurrent_trials", "budget_hours", "warm_start"}
     apart: Any = dict.fromkeys(("cluster", "output_dir", "confirm", "gate", "report"), True)
     fingerprint = digest([config.model_dump(mode="json", exclude=apart | {"search": length}),
@@ -102,7 +102,8 @@ def run_search(
             for trial in trials:
                 track(tracker, config, trial, fingerprint)
 
-            # The score that chose a setting flatters it: the gate reads what unseen attacks say.
+            # The score by which a setting was chosen is too high; the gate reads that of attacks it has not
+            # met.
             rows = [asdict(trial) for trial in trials]
             judged = judge(finalists(config, rows), run)
 

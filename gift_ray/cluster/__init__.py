@@ -5,12 +5,14 @@ import secrets
 import sys
 from collections.abc import MutableMapping
 
-# Read by every process of the cluster. Train polls its workers this often (default 2 s), and a run
-# that waits for resources must not burn its retries while it queues. Idle processes are kept for a
-# while (default 1 s): the models that they loaded are the point. PL_DISABLE_FORK is what Tune sets for its
-# trials: without it their units would not get the processes that the driver's units have warmed. Processes
-# that Ray starts ahead would have other settings than ours, and never be used. A task that its node has no
-# memory for is retried without end by default.
+# Settings that every process of the cluster reads:
+# - Train polls its workers four times a second (default: every 2 s), and a run may wait an hour for its
+#   workers, so that it does not use up its retries while it queues;
+# - idle processes are kept for five minutes (default: 1 s), since they hold loaded models;
+# - PL_DISABLE_FORK is set by Tune for its trials; set everywhere, steps of trials and of the driver have
+#   equal environments and can use each other's processes;
+# - Ray starts no processes in advance: they would lack these settings and never be used;
+# - a task for which its node has no memory is retried three times (default: without end).
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -36,7 +38,7 @@ def start_with(environment: MutableMapping[str, str]) -> None:
 
 
 def _choose_authentication() -> None:
-    """A cluster of our own answers to this run's token alone.
+    """Let a cluster that this process starts accept this run's token only.
 
     Ray reads these variables when it is imported, so they are set before that. Inside a job, in a
     worker, or with $RAY_ADDRESS the cluster's own choice stands.

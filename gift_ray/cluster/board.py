@@ -1,4 +1,4 @@
-"""What units are doing, told by whoever runs them and read by the driver: one tiny actor."""
+"""The board: an actor to which workers report what they begin and end, and which the driver reads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_board(board: Any) -> Callable[[int], list[Event]]:
         try:
             return ray.get(board.since.remote(seen), timeout=10)
         except GetTimeoutError:
-            # On a busy machine the board itself is late; what it holds is not lost.
+            # On a busy machine the board may answer late; its events are read the next time.
             return []
 
     return since
@@ -66,6 +66,6 @@ class Clock:
         self.tell("started")
 
     def tell(self, state: str, detail: str = "") -> None:
-        """Send an event; nobody waits for it."""
+        """Send an event, without waiting for the board."""
         seconds = time.monotonic() - self.started
         self.board.tell.remote(Event(state, self.label, self.kind, seconds, detail))

@@ -1,4 +1,4 @@
-"""Jobs submitted to Ray: to a running cluster, or to a head of our own for a while (`make demo`)."""
+"""Submits jobs to Ray: to a running cluster, or to a local one that ends with the job (`make demo`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gift_ray.cluster import start_with
 from gift_ray.errors import ConfigError
 
 START_TIMEOUT_S = 120
-# Ray's own limit, which it finds exceeded only after the upload.
+# Ray's own limit, which Ray checks only after the upload.
 UPLOAD_LIMIT = 100 * 2**20
 
 
@@ -40,15 +40,16 @@ def local_head() -> Iterator[dict[str, str]]:
         yield dict(os.environ)
         return
     port, gcs, agent = _free_ports(3)
-    # Its own folder: in a shared one Ray's jobs find the youngest head of the machine, whose ever it is.
-    # In /tmp, as Ray's own: the path of a socket below it has room for 100 characters, and macOS's have more.
+    # A folder of its own: in a shared one Ray's jobs connect to the newest head of the machine, also
+    # another user's. In /tmp, as Ray's own: the path of a socket below it has room for 100 characters, and
+    # macOS's have more.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
-        # A node that is told to end gives its work half a minute to move to others; here are none.
+        # A node that ends waits half a minute for its work to move to other nodes; there are none here.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     start_with(environment)
@@ -63,7 +64,7 @@ def local_head() -> Iterator[dict[str, str]]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        # The head answers before the agent that starts its jobs is there.
+        # The head answers before the agent that starts its jobs is ready.
         _wait_until_up(head, environment, f"http://127.0.0.1:{port}/api/version")
         _wait_until_up(head, environment, f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
         yield environment
@@ -91,7 +92,7 @@ def submit(entrypoint: Sequence[str], environment: dict[str, str], folder: Path 
     if folder:
         require_uploadable(folder)
         command += ["--working-dir", str(folder)]
-        # Another machine has a Python of its own.
+        # The cluster's machines have their own Python.
         python = "python"
     command += ["--", python, *entrypoint]
     return subprocess.run(command, env=environment, check=False).returncode

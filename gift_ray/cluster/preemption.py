@@ -1,6 +1,8 @@
-"""A machine that is taken back. Its units learn it by SIGTERM, or from Ray, which drains a node whose `ray
-start` got SIGTERM and tells its units nothing. One that trains saves at its next step and ends; Ray's retry
-continues on another node. What does not train is begun again there.
+"""What happens when a machine is taken back (preempted).
+
+A process learns of it by SIGTERM, or by asking Ray, which drains a node whose `ray start` got SIGTERM but
+does not tell the node's tasks. A step that trains saves a checkpoint after its current training step and
+ends; Ray runs it again on another node, where it continues. A step that does not train begins again there.
 """
 
 from __future__ import annotations
@@ -21,8 +23,7 @@ _asked = threading.Event()
 
 @contextmanager
 def notice() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM ends nothing; whether this process should end is what the function
-    given says.
+    """Within the block SIGTERM does not end the process; the function given says whether it should end.
 
     For a Ray task, which has its process's main thread.
 
@@ -42,8 +43,9 @@ def notice() -> Iterator[Callable[[], bool]]:
 
 
 def notice_in_actor() -> Callable[[], bool]:
-    """The same for a thread of an actor, until it ends: only an actor's main thread may say what a
-    signal does."""
+    """The same for a thread of an actor, until that ends.
+
+    Only the actor's main thread may set what a signal does."""
     ray.get(ray.get_runtime_context().current_actor.__ray_call__.remote(_note_from_now_on))
     threading.Thread(target=_watch_node, args=[threading.Event()], daemon=True).start()
     return _asked.is_set
@@ -58,7 +60,7 @@ def _note_from_now_on(_actor: Any) -> None:
 
 
 def _watch_node(over: threading.Event) -> None:
-    """As Ray Train's own watcher asks; there is no public question."""
+    """Whether Ray drains this node, asked as Ray Train asks it; Ray has no public function for it."""
     here = ray.get_runtime_context().get_node_id()
     while not over.wait(POLL_S):
         if here in state.get_draining_nodes():

@@ -1,5 +1,7 @@
-"""Whether there is a Ray cluster at an address, asked before Ray is: Ray itself tries for minutes, and tells
-of it in its own words."""
+"""Asks whether there is a Ray cluster at an address, before Ray connects.
+
+Ray itself would try for minutes and then answer with a traceback.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A plan's steps on the cluster: each as soon as its inputs are done, never more than fit.
+"""Runs the steps of a plan on the cluster: each as soon as its inputs are done, never more than fit at once.
 
-Training steps run under Ray Train, everything else as Ray tasks, whose processes Ray keeps warm: the
-models they loaded stay loaded. Steps travel as values and read their inputs from the study's storage;
-no tensor is ever an argument.
+Training steps run under Ray Train, all others as Ray tasks. Ray keeps the processes of tasks for the next
+ones, and the models that they have loaded stay loaded. Steps are sent as small values and read their inputs
+from the study's storage; no tensor is ever an argument.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def run_steps(
     on_done: Callable[[Step], None] = lambda _: None,
     on_failed: Callable[[Step, UnitFailed], None] | None = None,
 ) -> None:
-    """Run steps and whatever they need to their records; blocks. Finished ones are not run again.
-    All of them lie in `study_dir` on this node then.
+    """Run steps, and the steps that they need, until all have records; blocks.
+
+    Finished ones are not run again. Afterwards the folders of all of them are in `study_dir` on this node.
 
     Args:
         on_failed: told of a unit that failed for its own reason; the others go on, without those that
@@ -51,7 +52,7 @@ def run_steps(
     waiting = {step.fingerprint: step for step in closure(steps)}
     done: set[str] = set()
     running: dict[Future[None], Step] = {}
-    # Units queue here rather than on the cluster: a waiting Train run would already hold processes.
+    # Steps wait here and not on the cluster, where a Train run that waits already holds processes.
     pool = ThreadPoolExecutor(max_workers=slots(cluster))
     try:
         while waiting or running:
@@ -75,7 +76,7 @@ def run_steps(
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     finally:
-        # An interrupt does not wait: what runs ends with the cluster connection.
+        # After an interrupt nothing is waited for: running steps end when the connection to the cluster does.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -97,7 +98,7 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
     clock = Clock(board, step.label, step.kind)
     storage = storage_of(cluster, study_dir)
     if storage.fetch_step(step.folder(study_dir)):
-        # Other nodes read it too, and whoever finished it may have been killed before it was sent.
+        # Other nodes need it too, and the process that finished it may have been killed before it was sent.
         storage.send_step(step.folder(study_dir))
         clock.tell("reused")
         return
@@ -117,7 +118,10 @@ def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> Non
 
 
 def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
-    """One Ray task. `DEFAULT` keeps it out of a Tune trial's own (empty) reservation."""
+    """Run a step as a Ray task.
+
+    The strategy `DEFAULT` keeps it out of the reservation of a Tune trial, which holds no CPU.
+    """
     remote = _unit.options(
         num_cpus=cluster.cpus_per_unit,
         num_gpus=cluster.gpus_per_unit,
@@ -128,7 +132,7 @@ def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
     try:
         failed = ray.get(remote.remote(step, storage, cluster.checkpoint_every))
     except RayTaskError:
-        # An exception of ours keeps its traceback.
+        # An exception in our own code: it keeps its traceback.
         raise
     except RayError as error:
         raise ClusterFailed(f"{step.label}: {lost(error, cluster)}") from error
@@ -136,7 +140,7 @@ def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
         raise failed
 
 
-# Processes that have done a GPU task are kept too: the models they loaded are the point.
+# max_calls=0 keeps the process of a GPU task as well, with the models that it has loaded.
 @ray.remote(max_calls=0)
 def _unit(step: Step, storage: Storage, checkpoint_every: int) -> GiftError | None:
     here = storage.on_node()

@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster, with everything explicit that Ray leaves to chance."""
+"""Joins or starts a Ray cluster, with every setting explicit that Ray would choose by its surroundings."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
     except (TypeError, AttributeError):
         raise  # A bug of ours.
     except Exception as error:
-        # Ray has no class of its own for a node that does not come up.
+        # Ray raises no exception class of its own when a node does not start.
         reason = " ".join(str(error).split())[:300]
         place = (
             "a Ray node can't be started here"
@@ -100,8 +100,10 @@ def slots(cluster: ClusterConfig) -> int:
 
 
 def require_closed(addresses: Sequence[str], dashboard_url: str | None) -> None:
-    """Refuse a cluster that others reach and that asks nobody for a token: it runs anyone's code, and
-    ours beside it. `RAY_AUTH_MODE=disabled` says that this is meant: only friends reach it.
+    """Refuse a cluster that other machines can reach and that asks for no token.
+
+    Such a cluster runs anyone's code, beside ours. `RAY_AUTH_MODE=disabled` in the environment says that only
+    trusted machines can reach it.
 
     Args:
         addresses: of its nodes.
@@ -125,7 +127,7 @@ def require_closed(addresses: Sequence[str], dashboard_url: str | None) -> None:
 
 
 def _asks_for_token(dashboard_url: str | None) -> bool:
-    """What the cluster says of itself; if it has no dashboard that we reach, how we were let in."""
+    """Whether the cluster asks for a token; if its dashboard does not answer, whether we have one."""
     question = f"http://{dashboard_url}/api/authentication_mode"
     try:
         with urllib.request.urlopen(question, timeout=10) as said:
@@ -202,7 +204,7 @@ def _require_storage(cluster: ClusterConfig, study_dir: Path, nodes: list[dict[s
 
 
 def _answer(ref: Any) -> bool:
-    """A node that is lost meanwhile sees nothing and misses nothing."""
+    """What a node answered. A node that was lost meanwhile counts as fine: no step will run on it."""
     try:
         return ray.get(ref)
     except RayError:

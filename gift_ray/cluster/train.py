@@ -1,4 +1,4 @@
-"""One training step under Ray Train: workers with their resources, checkpoints, retries, resume."""
+"""Runs a step that trains under Ray Train, which gives it workers, keeps its checkpoints and retries it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ class TrainJournal(Journal):
 
     def __init__(self, every: int) -> None:
         super().__init__(every)
-        # A group saves together and would have to leave together: it restarts from its last checkpoint.
+        # Several workers would have to save and end together; they begin again from their last checkpoint
+        # instead.
         if ray.train.get_context().get_world_size() == 1:
             self.leaving = notice_in_actor()
 
     def write(self, step: int, checkpoint: dict[str, Any]) -> None:
-        # Every worker reports, as Train waits for all of them; they hold the same, and one writes it.
+        # Train waits until every worker has reported. All hold the same state, so only the first one writes
+        # it.
         if ray.train.get_context().get_world_rank() > 0:
             ray.train.report({"step": step})
             return
@@ -76,7 +78,7 @@ def train(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
             resources_per_worker={"CPU": cluster.cpus_per_unit}
             | ({"GPU": cluster.gpus_per_unit} if cluster.gpus_per_unit else {}),
         ),
-        # NCCL refuses to start on a machine that only claims to have GPUs.
+        # NCCL does not start where Ray was only told that there are GPUs, as tests do.
         torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
         run_config=RunConfig(
             name=step.name,
@@ -104,7 +106,7 @@ def _train_worker(settings: dict[str, Any]) -> GiftError | None:
     """Returns why the unit failed, if a retry can't help; or None."""
     step, here = settings["step"], settings["storage"].on_node()
     journal = TrainJournal(settings["every"])
-    # The first worker looks whether the step is done, and alone writes its record.
+    # The first worker looks whether the step is done, and only it writes the record.
     if parallel.agreed(here.fetch_step(step.folder(here.study_dir))):
         return None
     if ray.train.get_context().get_world_rank() > 0:
@@ -115,8 +117,10 @@ def _train_worker(settings: dict[str, Any]) -> GiftError | None:
 def attempt(
     step: Step, storage: Storage, journal: Journal | None = None, work: Callable = execute
 ) -> GiftError | None:
-    """Execute a step, between fetching what it reads and sending what it leaves; a failure that a retry
-    can't help comes back as the error to raise."""
+    """Fetch what a step reads, execute it and send what it leaves.
+
+    Returns the error of a failure that running it again would not help; other errors are raised.
+    """
     study_dir = storage.study_dir
     try:
         logs.of_worker(study_dir)
@@ -142,12 +146,12 @@ def attempt(
 
 
 def assist(step: Step, study_dir: Path, *, journal: Journal) -> None:
-    """Train beside the worker that executes the step; leaves nothing."""
+    """Train beside the first worker, which alone writes the result."""
     step.assist(verified_inputs(step, study_dir), journal)
 
 
 def lost(error: Exception, cluster: ClusterConfig) -> str:
-    """Why a unit whose workers were lost again and again was given up, in words."""
+    """Why a step was given up whose workers were lost too often, in words."""
     if isinstance(error, OutOfMemoryError):
         return (
             "its node ran out of memory again and again; raise cluster.cpus_per_unit, so that fewer "

@@ -1,5 +1,7 @@
-"""The search of a study's options under Ray Tune: a trial is one setting, a light driver that runs its
-plan's steps rung by rung. What is suggested and what is pruned is `gift_ray/search/sampler.py`'s.
+"""Runs the search of a study's options under Ray Tune.
+
+A trial is one setting: a process that asks for no CPU and has the steps of its plan run, rung by rung. What
+is suggested and when a trial is ended is decided in `gift_ray/search/sampler.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def search(
     storage = storage_of(config.cluster, config.study_dir)
 
     def bring(trial: Trial) -> None:
-        # What a trial left on its node is read here: by the tracker, the gate, the report.
+        # The tracker, the gate and the report read on this node what a trial has left on its own.
         fetch_steps(plan(configure(config, trial.values)).steps(), storage)
         on_trial(trial)
 
@@ -74,20 +76,20 @@ def fetch_steps(steps: Iterable[Step], storage: Storage) -> None:
 def _run(config: StudyConfig, board: Any, live: Search, storage: Storage, fingerprint: str) -> None:
     assert config.search is not None
     _Searcher.live = _Scheduler.live = live
-    # Tune's own state is nothing that a search continues from: that is the ledger.
+    # A search continues from its ledger and not from Tune's own state, which is deleted.
     name = f"search-{fingerprint[:16]}"
     storage.delete(storage.study_dir / "tune" / name)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, config=config, board=board, storage=storage),
-            # Asks for next to nothing: units, not trials, occupy the cluster.
+            # One byte of memory: the steps of a trial occupy the cluster, not the trial.
             tune.PlacementGroupFactory([{"memory": 1}]),
         ),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(),
             scheduler=_Scheduler(),
             num_samples=live.remaining(),
-            # A trial's process outlives it: the next trial needs the same imports.
+            # The next trial uses the process again, which has imported what it needs.
             reuse_actors=True,
             max_concurrent_trials=config.search.max_concurrent_trials,
         ),
@@ -96,7 +98,7 @@ def _run(config: StudyConfig, board: Any, live: Search, storage: Storage, finger
             storage_path=storage.path("tune"),
             storage_filesystem=storage.filesystem,
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
-            # Of Tune's own loggers only the one that its results are read back from.
+            # The only one of Tune's loggers that is needed: its results are read from it.
             callbacks=[JsonLoggerCallback()],
             verbose=0,
         ),
@@ -106,8 +108,10 @@ def _run(config: StudyConfig, board: Any, live: Search, storage: Storage, finger
 
 
 def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any, storage: Storage) -> None:
-    """One setting, start to end, in a process of its own. Only this thread reports to Tune; between
-    rungs nothing of it runs, so that a trial that is stopped leaves nothing behind."""
+    """Run one setting from start to end, in a process of its own.
+
+    Only this thread reports to Tune. Tune stops a trial between two rungs, when none of its steps is running.
+    """
     here = storage.on_node()
     logs.of_worker(here.study_dir)
     logger.info("Trial %s begins with %s.", setting["number"], setting["values"])
@@ -122,13 +126,16 @@ def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any, storage:
         logger.info(
             "Trial %s has passed rung %d of %d.", setting["number"], outcome.rung, outcome.of
         )
-        # In a list: Tune would take nested dictionaries apart.
+        # In a list, since Tune flattens nested dictionaries.
         tune.report({"number": setting["number"], "outcome": [asdict(outcome)]})
 
 
 class _Searcher(Searcher):
-    """Tune's view of the search. Tune pickles its searcher and scheduler; the search itself belongs to
-    the running driver, so it is kept on the class."""
+    """The search as Tune's searcher.
+
+    Tune pickles its searcher and scheduler; the search belongs to the running driver, and is therefore kept
+    on the class.
+    """
 
     live: ClassVar[Search]
 
@@ -144,15 +151,15 @@ class _Searcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        # Without a result it was the cluster that failed: the trial is begun again by the next run.
+        # Without a result the cluster has failed, and the next run begins the trial again.
         if result and "outcome" in result:
             _Searcher.live.end(result["number"], Outcome(**result["outcome"][0]))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is written as things happen."""
+        """Do nothing: the ledger is written whenever a trial changes."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing was saved."""
+        """Do nothing, as nothing was saved."""
 
 
 class _Scheduler(FIFOScheduler):

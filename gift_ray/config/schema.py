@@ -64,7 +64,11 @@ class MergeConfig(Part):
     ridge: float = Field(1e-3, gt=0, description="relative to the system's mean eigenvalue")
     preserve: float = Field(1.0, ge=0, description="weight of D_S's tokens beside each concept's")
     max_condition: float = Field(1e8, gt=1, description="the system is refused above it")
-    scale: float = Field(1.0, gt=0, description="of the mean of changes; n concepts: n sums them")
+    scale: float = Field(
+        1.0,
+        gt=0,
+        description="factor on the mean of the weight changes; the number of concepts gives their sum",
+    )
     polish_steps: int = Field(
         0, ge=0, description="the defense's max_train_steps on all concepts, after merging; 0: none"
     )

@@ -1,6 +1,7 @@
-"""Images that show nothing: constant, black (what diffusers' safety checker leaves), or noise, be it
-white or what a VAE makes of latents without structure. Without it a destroyed model would pass for an
-immune one."""
+"""Images that show nothing: constant, black (what diffusers' safety checker leaves), or noise.
+
+Noise is white noise, or what a VAE makes of latents without structure. Without this metric a destroyed model
+would be taken for an immunized one."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from PIL import Image
 
 from gift_ray.plugins import Metric, MetricContext
 
-# Of 255. Drawings on white start above 30.
+# Standard deviation, of 255; drawings on white start above 30.
 LEAST_CONTRAST = 4.0
-# Of noise without correlation it is 1. Drawings reach 1 too, photographs 0.5.
+# Roughness is 1 for noise without correlation. Drawings reach 1 too, photographs 0.5.
 WHITENESS = 0.5
-# Of noise it is above 0.25: no part of it is at rest. Drawings stay under 0.1, photographs under 0.2.
+# Noise is above 0.25, since it has no plain part. Drawings stay under 0.1, photographs under 0.2.
 RESTLESSNESS = 0.2
 CELLS = 8
 

@@ -1,7 +1,7 @@
-"""What a released folder holds, file by file: written last, verified wherever the folder is read.
+"""The manifest of a released folder: the hash of each file, written last and verified whenever it is read.
 
-It tells damage and mixed-up files; against who can rewrite the manifest too, compare its hash with the
-one that the registry keeps.
+It shows damaged and mixed-up files. Against somebody who can rewrite the manifest as well, compare the
+manifest's own hash with the one that the registry keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def seal(folder: Path) -> str:
 
 
 def verify(folder: Path) -> str:
-    """The hash of a folder's manifest, once every file has been found to be as it says.
+    """Verify every file of a folder against its manifest; returns the hash of the manifest.
 
     Raises:
         ModelError: no readable manifest; files that are missing, changed or not named in it.

@@ -30,7 +30,7 @@ from gift_ray.errors import DataError
 from gift_ray.records.whole import remove_leftovers, written_whole
 
 if TYPE_CHECKING:
-    # Half of the time that a report's imports take: records are read without tensors.
+    # Importing torch takes half of a report's start, and records are read without it.
     import torch
 
 RECORD = "record.json"
@@ -84,7 +84,7 @@ class Record:
 
 
 def canonical(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces; refuses what JSON can't say exactly.
+    """The one JSON text of a value: sorted keys, no spaces; refuses values that JSON can't hold exactly.
 
     Raises:
         TypeError: for a value outside dict, list, tuple, str, int, float, bool, None.
@@ -160,7 +160,7 @@ def read_record(folder: Path) -> Record:
 
 
 def read_claim(folder: Path) -> Record:
-    """The record alone, for who reads none of the files: nothing is verified.
+    """The record alone, for readers that need none of the files: nothing is verified.
 
     Raises:
         DataError: no readable record.
@@ -175,7 +175,7 @@ def read_claim(folder: Path) -> Record:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a step's folder holds its record (it appears in one rename, so: whether it ended)."""
+    """Whether a step has ended: its folder, which appears in one rename, holds its record."""
     return (folder / RECORD).exists()
 
 
@@ -219,7 +219,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 of a state's content: against accidents, at the speed of memory."""
+    """CRC-32 of a state's content, which finds accidental damage quickly."""
     import torch
 
     crc = zlib.crc32(text.encode())
@@ -274,7 +274,7 @@ def peak_memory_bytes() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """Who made this: versions, commit, machine (no paths, no host name, no environment)."""
+    """What a result was made with: versions, commit, machine; no paths, host name or environment."""
     import torch
 
     return {

@@ -23,7 +23,7 @@ from gift_ray.verdict.scoring import Scorecard
 
 logger = logging.getLogger(__name__)
 
-# Of a scorecard, what the card and the registry's tags tell, and what it says.
+# The scores that the model card and the registry's tags hold, and what each one means.
 MEASURED = {
     "resistance": "worst case over concepts, attacks, similarities, seeds and steps; 0: the attacker "
     "regains all that the undefended model gives, 1: nothing",
@@ -59,7 +59,7 @@ def export(
 ) -> Path:
     """Write the arm's model below `models`, whole or not at all; returns the folder.
 
-    The same weights judged in another way are another release: their card says other things.
+    The same weights judged under another protocol are another release, since their card differs.
     """
     key = digest([arm.immunize.fingerprint, verdict_id(plan.config)])
     folder = study_dir / "models" / f"{plan.config.defense.name}-{key[:16]}"
@@ -82,7 +82,7 @@ def model_card(plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any
     title = f"{config.name}: {', '.join(arm.malicious)}"
     base, licence = base_name(config.model), licence_of(config.model)
     metadata = ModelCardData(
-        # Only a hub id means something to the hub.
+        # The hub understands hub ids only.
         base_model=base if "/" in base else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -137,7 +137,7 @@ def registry_tags(plan: Plan, arm: Arm, card: Scorecard) -> dict[str, str]:
 
 
 def base_name(model: ModelConfig) -> str:
-    """What people call the base: its hub id, or its folder's name without the way to it."""
+    """The name of the base: its hub id, or the name of its folder without the path."""
     name = model.pretrained_model_name_or_path
     return Path(name).name if Path(name).expanduser().is_dir() else name
 

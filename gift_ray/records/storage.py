@@ -33,7 +33,7 @@ PROBE_BYTES = 2**20
 
 
 def storage_of(cluster: ClusterConfig, study_dir: Path) -> Storage:
-    """What the configuration says: `cluster.storage_path`, or the disk that the study's folder is on."""
+    """The configured storage: `cluster.storage_path`, else the disk that the study's folder is on."""
     url = cluster.storage_path
     return ObjectStore(url, study_dir) if url else Storage(study_dir)
 
@@ -65,7 +65,7 @@ def require_writable(folder: Path) -> None:
 
 
 class Storage:
-    """A disk that all nodes mount, under the same path: nothing to send, nothing to fetch.
+    """A disk that all nodes mount under the same path, so that nothing has to be sent or fetched.
 
     Args:
         study_dir: the study's folder on this node.
@@ -77,11 +77,11 @@ class Storage:
         self.study_dir = study_dir
 
     def on_node(self) -> Storage:
-        """The same storage, seen from the node of a process that another node has sent it to."""
+        """The same storage for use on this node, after another node has sent the object here."""
         return self
 
     def path(self, name: str) -> str:
-        """What Ray is to call a folder of the study, on `filesystem`."""
+        """The path of a folder of the study for Ray, on `filesystem`."""
         return str(self.study_dir / name)
 
     def fetch_step(self, folder: Path) -> bool:
@@ -121,7 +121,7 @@ class ObjectStore(Storage):
         self.url = url
 
     def __getstate__(self) -> dict[str, Any]:
-        """Connections stay with the process that made them."""
+        """Leave out the connection, which belongs to this process."""
         return {"url": self.url, "study_dir": self.study_dir}
 
     @cached_property
@@ -135,7 +135,7 @@ class ObjectStore(Storage):
         return self._place[0]
 
     def on_node(self) -> ObjectStore:
-        # The driver's folder may not exist here, or not be ours to write.
+        # The driver's folder may not exist here, or may not be writable.
         home = os.environ.get("GIFT_RAY_HOME")
         cache = (Path(home) if home else Path.home() / "gift-ray") / "cache"
         return ObjectStore(self.url, cache / self.study_dir.name)
@@ -161,7 +161,7 @@ class ObjectStore(Storage):
                     "compute it anew"
                 ) from error
             except OSError:
-                # Unless another process of this node was faster.
+                # Another process of this node may have fetched it first.
                 if not is_done(folder):
                     raise
         return True

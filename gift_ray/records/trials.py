@@ -17,7 +17,7 @@ from gift_ray.records.record import write_json_atomic
 from gift_ray.records.storage import Storage
 
 State = Literal["running", "complete", "pruned", "infeasible", "failed"]
-# What a failed trial tells the search: worse than the worst infeasible one (retention 0).
+# The objective of a failed trial: worse than that of any infeasible one.
 FAILED = -1.0
 
 
@@ -119,7 +119,7 @@ def earlier_trials(folders: Sequence[str], space: Mapping[str, Any], protocol: s
 
 
 def _fits(values: Mapping[str, Any], space: Mapping[str, Any]) -> bool:
-    """Whether a setting is a point of the space."""
+    """Whether a setting lies in the search space."""
     always = {path for path, option in space.items() if not option.when}
     return always <= set(values) <= set(space) and all(
         value in space[path].choices

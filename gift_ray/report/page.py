@@ -69,7 +69,7 @@ def render(study: Study) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    # Models stand in their own order: the undefended one, the chosen ones, all others.
+    # Keys keep their order: the undefended model, the chosen ones, the others.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     return environment.get_template("page.html").render(
         study=study,
@@ -93,7 +93,7 @@ def render(study: Study) -> str:
 def _data(
     study: Study, drawn: Any, strips: list[pictures.Strip], encoded: list[list[str]]
 ) -> dict[str, Any]:
-    """What the page's script works on."""
+    """The data for the page's script."""
     rows: dict[str, list[Any]] = {}
     for strip, uris in zip(strips, encoded, strict=True):
         rows.setdefault(strip.scene.label, []).append([strip.arm, strip.step, uris])
@@ -130,7 +130,7 @@ def _scenes(strips: list[pictures.Strip]) -> list[dict[str, Any]]:
 
 
 def _groups(study: Study) -> list[dict[str, Any]]:
-    """What can be ticked: the defenses of a comparison, the models of a search; the chosen are."""
+    """The check boxes: the defenses of a comparison or the models of a search; the chosen ones are ticked."""
     first = {arm.group: arm for arm in reversed(study.arms)}
     return [
         {
@@ -143,7 +143,7 @@ def _groups(study: Study) -> list[dict[str, Any]]:
 
 
 def _choices(study: Study) -> dict[str, dict[str, list[str]]]:
-    """Figure -> field -> what can be chosen, the default first."""
+    """Figure -> field -> the values that can be chosen, the default first."""
     curves, log = study.curves, study.training
     metrics = sorted(set(curves["metric"]), key=lambda m: (not m.startswith(RECOVERY), m))
     concepts = _in_order(study, curves["concept"])
@@ -189,7 +189,7 @@ def _progress(study: Study, problems: list[Problem]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> str:
-    """As people read it: three significant places, a dash for what is not known."""
+    """A value as text: numbers with three places, a dash for what is not known."""
     if value is None or value != value:
         return "–"
     if isinstance(value, bool):

@@ -22,7 +22,7 @@ from gift_ray.study.drawing import draw
 from gift_ray.study.journal import Journal
 from gift_ray.training.diffusion import Examples, Seeds
 
-# Timed after the first, which pays for what is set up once.
+# The first step is not timed, since it also sets up what later ones use.
 LAPS = 3
 IMAGES = 2
 
@@ -42,7 +42,7 @@ class Rates:
 
 
 class Enough(Exception):
-    """The training has run for as long as it had to."""
+    """Ends a training once enough of its steps are timed."""
 
 
 class Stopwatch(Journal):
@@ -53,7 +53,7 @@ class Stopwatch(Journal):
         self.laps: list[tuple[float, float]] = []
 
     def write(self, step: int, checkpoint: dict[str, Any]) -> None:
-        # What a defense calls a step may be a round of several: it tells the images that it saw.
+        # A step of a defense may be a round of several; the images that it saw are counted instead.
         self.laps.append((self.rows[-1].get("images_seen", step), time.perf_counter()))
         if len(self.laps) > LAPS:
             raise Enough
@@ -79,7 +79,7 @@ def calibrate(config: StudyConfig, trained: Sequence[Plugin]) -> Rates:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many as Ray lets a unit compute with."""
+    """Within the block torch computes with as many threads as a unit has under Ray."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -106,7 +106,7 @@ def _rates(config: StudyConfig, trained: Sequence[Plugin]) -> Rates:
     for metric in [plugins.build("metrics", m.name, m.options) for m in evaluation.metrics]:
         if isinstance(metric, plugins.Metric):
             metric.measure(images, context)
-            # The first time loads its encoder.
+            # The first call loads the encoder, and is not timed.
             began = time.perf_counter()
             metric.measure(images, context)
             measured += time.perf_counter() - began
@@ -114,12 +114,12 @@ def _rates(config: StudyConfig, trained: Sequence[Plugin]) -> Rates:
 
 
 def key(plugin: Plugin) -> str:
-    """The text of a plug-in's identity: two of one text train alike."""
+    """The text of a plug-in's identity; plug-ins with the same text train alike."""
     return canonical(plugin.identity())
 
 
 def _training_seconds(plugin: Any, base: Backbone, examples: Examples) -> float:
-    """The whole training of a plug-in, by its first steps."""
+    """Seconds that the whole training of a plug-in takes, estimated from its first steps."""
     watch = Stopwatch()
     if isinstance(plugin, plugins.Attack):
         _run(lambda: list(plugin.finetune(base, examples, seeds=Seeds(0), report=watch)))

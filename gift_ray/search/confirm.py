@@ -1,7 +1,7 @@
-"""The best settings of each released model once more, under attacks and seeds that the search never saw.
+"""Judges the best settings of each model once more, with attacks and seeds that the search never saw.
 
-The score by which a search chose flatters its choice: the best of many is partly the luckiest, and a
-defense can be tuned to the one attack that it met. The gate reads the score that is measured here.
+The score by which a search chose its best setting is too high: the best of many is partly the luckiest, and a
+defense may have been fitted to the one attack that it met. The gate reads the score that is measured here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A finalist before the gate: its score (None: a unit failed), and why it is refused ([]: it isn't)."""
+    """A finalist, its score (None: a step of it failed), and why the gate refuses it ([]: it passes)."""
 
     finalist: Finalist
     card: Scorecard | None
@@ -67,7 +67,7 @@ class Judgement:
         return {n: self.finalist.searched[n] - confirmed[n] for n in COORDINATES if confirmed}
 
     def summary(self) -> dict[str, Any]:
-        """For programs."""
+        """As JSON values for summary.json."""
         return {
             "malicious": ", ".join(self.finalist.arm.malicious),
             "trial_id": self.finalist.trial_id,
@@ -79,7 +79,7 @@ class Judgement:
         }
 
     def __str__(self) -> str:
-        """For people: what the gate read, how far the search was off, and the outcome."""
+        """In words: the score that the gate read, how far the search's score was off, and the outcome."""
         bias, score = self.bias(), self.confirmed() or self.finalist.searched
         numbers = [
             f"{n} {score[n]:.3f}" + (f" (search {bias[n]:+.3f})" if bias else "")
@@ -94,7 +94,7 @@ def held_out(config: StudyConfig) -> StudyConfig:
     confirm = config.confirm
     if confirm is None:
         return config
-    # The weights that are released are the ones that were found, unless another draw is asked for.
+    # The released weights are those that the search found, unless `confirm.seed` asks for another draw.
     seed = config.seed if confirm.seed is None else confirm.seed
     evaluation = config.evaluation.model_copy(update={"seed": confirm.seeds[0]})
     return config.model_copy(

@@ -1,4 +1,4 @@
-"""What a study costs: what its finished units took, by their records, and what those to come will take."""
+"""What a study costs: what its finished steps took, by their records, and an estimate for the others."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def estimate(steps: Sequence[Step], study_dir: Path, rates: Rates | None) -> Est
 
 
 def _likeness(identity: Mapping[str, Any]) -> str:
-    """What makes two units cost the same: kind, plug-in, lengths; not rates, weights, seeds or words."""
+    """What steps of equal cost share: kind, plug-in and lengths, but not rates, seeds or prompts."""
     plugin = identity.get("defense") or identity.get("attack") or {}
     sizes = [plugin.get(n) for n in ("name", "defenses", "max_train_steps", "train_batch_size")]
     asked = [len(identity.get(name, ())) for name in ("prompts", "asked")]
@@ -138,7 +138,7 @@ def _in_words(name: str, steps: Sequence[Step], found: Estimate) -> str:
 
 
 def account(layout: Plan, fingerprint: str, trials: Sequence[Trial]) -> list[str]:
-    """What a search took, in lines: against as many cold runs, against the estimate, against its budget."""
+    """What a search took, in lines: compared with separate runs, with the estimate and with its budget."""
     search, study_dir = layout.config.search, layout.config.study_dir
     assert search is not None
     once = seconds(layout.shared(), study_dir)

@@ -1,7 +1,7 @@
-"""How a search goes: what it suggests next, what a trial runs and in which order, when it is hopeless.
+"""The course of a search: which setting is tried next, what a trial runs in which order, when it is ended.
 
-Every suggestion is a function of (configuration, seed, number, the trials so far), so that a search that
-was killed goes on as if it had not been. No Ray here: `gift_ray/cluster/tune.py` runs it under Tune.
+A suggestion depends on the configuration, the seed, the trial's number and the earlier trials only, so that a
+search that was killed continues as if it had not been. `gift_ray/cluster/tune.py` runs it under Ray Tune.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from gift_ray.training.diffusion import Seeds
 from gift_ray.verdict.scorecard import outlook, scorecard
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# TPE draws at random until it knows so many trials (Optuna's 10 would make most of our searches random).
+# TPE draws at random until it knows this many trials. Optuna's default of 10 would make most searches random.
 STARTUP = 5
-# A trial is compared when so many others came as far, of which `asha` keeps one in REDUCTION.
+# A trial is compared once this many others have reached its rung; `asha` keeps one in REDUCTION of them.
 PEERS = 3
 REDUCTION = 3
 Key = tuple[str, str, int]
@@ -81,7 +81,7 @@ class Search:
         self.config, self.search, self.ledger = config, config.search, ledger
         self.name, self.protocol, self.earlier = name, protocol, list(earlier)
         self.shared_seconds, self.on_trial = shared_seconds, on_trial
-        # What a killed driver had begun comes first, with the very values.
+        # Trials that a killed driver had begun come first, with the same values.
         self.waiting = ledger.unfinished()
 
     def remaining(self) -> int:
@@ -91,7 +91,7 @@ class Search:
         return max(0, self.search.num_samples - len(self.ledger.ended()))
 
     def spent_hours(self) -> float:
-        """Of GPU where units have one, else of units; by all drivers of this search."""
+        """Hours that all drivers of this search have used: of GPUs where units have one, else of units."""
         seconds = self.shared_seconds + sum(t.seconds for t in self.ledger.trials.values())
         return seconds / 3600 * (self.config.cluster.gpus_per_unit or 1)
 
@@ -114,18 +114,18 @@ class Search:
         return trial
 
     def hopeless(self, number: int, outcome: Outcome) -> bool:
-        """Take in what a running trial knows; whether it should go no further."""
+        """Note what is known of a running trial; returns whether it should be ended."""
         trial = self.ledger.trials[number]
         if trial.state != "running" or not outcome.arms:
             return False
         others = [t for n, t in self.ledger.trials.items() if n != number]
-        # A retried trial tells its first rungs again.
+        # A trial that is run again reports its first rungs a second time.
         rungs = [*trial.rungs[: outcome.rung], _mean(outcome.arms)]
         self.ledger.trials[number] = replace(trial, rungs=rungs, seconds=outcome.seconds)
         return outcome.state == "running" and is_hopeless(self.search.pruner, outcome, others)
 
     def end(self, number: int, outcome: Outcome) -> None:
-        """Write down how a trial ended (one that still ran was pruned), and tell of it."""
+        """Record how a trial ended (one that still ran was pruned) and report it."""
         trial = self.ledger.trials[number]
         if trial.state == "running":
             trial = _ended(trial, outcome)
@@ -143,12 +143,12 @@ def propose(config: StudyConfig, known: Sequence[Trial], number: int) -> dict[st
         return dict(zip(space, next(itertools.islice(points, number, None)), strict=True))
 
     if search.algorithm == "random" or len(known) < STARTUP:
-        # The draw of this number in one stream.
+        # Each trial has its own draw, named by its number.
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
         draws = [_ask(config, space, study.ask()) for _ in range(number + 1)]
         return draws[-1]
 
-    # Optuna is told everything anew: there is no state of its own that could be lost.
+    # Optuna gets all earlier trials again each time, so that it keeps no state that could be lost.
     seed = Seeds(config.seed).generator("search", number).initial_seed() % 2**32
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=1),
@@ -212,7 +212,8 @@ def _told(
         params=params,
         distributions={path: distribution(option) for path, option in given.items()},
         intermediate_values={} if search.pareto else dict(enumerate(trial.rungs)),
-        # The further under the floor, the more is violated; a failed trial violates all of it.
+        # The constraint is violated by the distance to the utility floor; by a failed trial as much as
+        # possible.
         constraints={"retention": 0.0 if trial.feasible else -trial.objective}
         if state == TrialState.COMPLETE
         else None,
@@ -232,8 +233,9 @@ def _worth(search: SearchConfig, trial: Trial) -> list[float]:
 def is_hopeless(pruner: str, outcome: Outcome, others: Sequence[Trial]) -> bool:
     """Whether a running trial should end, by what it can still become.
 
-    Partial worst cases only fall along a trial, so they are compared at the same rung: the same attacks
-    on the same concepts. Rung 0 is never compared: what is released unharmed is not yet immune.
+    Each further attack can only lower the worst case, so trials are compared at the same rung, that is after
+    the same attacks on the same concepts. Rung 0 is never compared: it measures retention alone, before any
+    attack, and says nothing about resistance.
     """
     if pruner == "none" or outcome.rung == 0:
         return False

@@ -86,7 +86,7 @@ class CustomConcept101(Source):
         entries = self._entries()
         chosen = entries.get(self.concept)
         if chosen is None:
-            # Class names repeat: eleven concepts are a "car".
+            # Several concepts share a class name: eleven are a "car".
             same = [name for name, entry in entries.items() if entry[1] == self.concept]
             if len(same) != 1:
                 near = (

@@ -21,7 +21,7 @@ from gift_ray.records.record import file_hash
 from gift_ray.training.diffusion import Seeds
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-# What systems leave in every folder, beside hidden files.
+# Files that operating systems leave in folders, besides hidden ones.
 OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}
 
 

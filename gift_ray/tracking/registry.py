@@ -1,7 +1,8 @@
-"""The model registry: a model that passed the gate, registered once, with what proves it.
+"""The model registry: registers a model that passed the gate, once, with its scores and hashes.
 
-MLflow has no lock and no unique tag, and several drivers may write at once. So each writes first and
-then looks: what has to be one in the end follows from what all of them see, whoever looks last.
+MLflow has no lock and no tag that is unique, and several drivers may write at the same time. Each driver
+therefore creates its version first and then lists all versions. By the same rule (the lowest number of one
+content stands) all drivers come to the same result, whichever of them lists last.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ logger = logging.getLogger(__name__)
 MANIFEST = "gift_ray.records.manifest"
 OBJECTIVE = "gift_ray.objective"
 PROTOCOL = "gift_ray.protocol"
-# A version that was held against the champion: from then on only people move the alias to or from it.
+# Marks a version that was compared with the champion; from then on only a person moves the alias to it.
 SETTLED = "gift_ray.settled"
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-# Of a version's tags, what people want to see in a row.
+# The tags of a version that `gift-ray models` shows.
 TOLD = ("concepts", "defense", "objective", "resistance", "retention", "worst_retention")
 REQUIREMENTS = ["mlflow>=3.13,<3.18", "torch>=2.13,<2.15", "diffusers>=0.42,<0.43",
                 "transformers>=5.23,<6", "safetensors>=0.8,<1"]  # fmt: skip
@@ -147,8 +148,8 @@ def _of_manifest(client: MlflowClient, name: str, manifest: str) -> list[ModelVe
 def _only_version(client: MlflowClient, name: str, manifest: str) -> ModelVersion:
     """The oldest version of one content; younger ones, of drivers that raced, are deleted.
 
-    A version is created with its tags, under a number above all others: whoever came second sees the
-    first, and all agree on which one that is.
+    A version is created together with its tags, with a number above all others. The second driver therefore
+    sees the version of the first, and both agree on which one stands.
     """
     first, *others = _of_manifest(client, name, manifest)
     for other in others:
@@ -159,7 +160,7 @@ def _only_version(client: MlflowClient, name: str, manifest: str) -> ModelVersio
 
 
 def _promote(client: MlflowClient, name: str, protocol: str, settled: set[str]) -> None:
-    """Move `champion` to the best of the versions that nobody had settled when this driver came.
+    """Move `champion` to the best version among those not yet settled when this driver looked.
 
     Looks again after each move, since another driver may have moved it from a better one meanwhile.
     """
@@ -190,11 +191,11 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 @contextmanager
 def _may_be_missing() -> Iterator[None]:
-    """Within the block what is not there is no error; a server that fails is one."""
+    """Within the block something that does not exist is no error; a server that fails is."""
     try:
         yield
     except MlflowException as error:
-        # MLflow says INVALID_PARAMETER_VALUE of an alias that is not there.
+        # MLflow answers INVALID_PARAMETER_VALUE for an alias that does not exist.
         if error.error_code not in MISSING:
             raise
 
@@ -205,7 +206,7 @@ def _log_and_register(
     """Upload the folder and make a version of it; returns its number."""
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
-        # The signature tells all that an example would.
+        # The signature says what an input example would say.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         model = mlflow.pyfunc.log_model(
             name="model",
@@ -215,6 +216,6 @@ def _log_and_register(
             signature=SIGNATURE,
             pip_requirements=REQUIREMENTS,
         )
-    # start_run ended the parent; it goes on until the study is written.
+    # start_run ended the parent run, which stays open until the study is written.
     tracker.client.update_run(tracker.run_id, status="RUNNING")
     return str(mlflow.register_model(model.model_uri, name, tags=tags).version)

@@ -1,5 +1,8 @@
-"""Where MLflow keeps runs and models: how its address is written, and whether it answers. A store that is
-away, locked or another version's is the user's to change, and is told in a line."""
+"""Where MLflow keeps runs and models: how its address is written, and whether it answers.
+
+A store that is not reachable, locked, or of another version of MLflow is reported in one line, since the
+user can change that.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def sqlite_uri(path: Path) -> str:
 
 
 def shown(uri: str) -> str:
-    """A URI without what lets its reader in."""
+    """A URI without the user name and password in it."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
@@ -68,7 +71,7 @@ def _ask_server(uri: str) -> None:
 
 
 def _ask_database(uri: str) -> None:
-    """A folder of files has nobody to ask."""
+    """Whether a store is a folder of files, which has no server to ask."""
     if "://" not in uri or uri.startswith("file:") or uri.startswith("databricks"):
         return
     url = sqlalchemy.make_url(uri)

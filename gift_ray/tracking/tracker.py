@@ -23,7 +23,7 @@ from gift_ray.errors import ConfigError, GiftError
 from gift_ray.tracking.store import answering, require_reachable, sqlite_uri
 
 PARENT = "mlflow.parentRunId"
-# A bar for each file that is copied says nothing to anyone.
+# MLflow would show a progress bar for each file that it copies.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 STUDY = "gift_ray.study.load"
 TRIAL = "gift_ray.trial"
@@ -48,7 +48,7 @@ def _answered(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concaten
 
 
 class Tracker:
-    """Writes one study. Only the driver holds one: a fresh SQLite file has a single writer.
+    """Writes one study to MLflow. Only the driver has one, since a new SQLite file allows a single writer.
 
     Args:
         fingerprint: of the study; running the same study again continues its parent run.
@@ -90,7 +90,7 @@ class Tracker:
         if found and found.info.status == "FINISHED":
             return found.info.run_id
         if found:
-            # Its writer was killed half way: points would double, so it is written anew.
+            # The process that wrote it was killed: its points would be doubled, so the run is written again.
             self.client.delete_run(found.info.run_id)
         name = f"trial-{trial_id}"
         start = {PARENT: self.run_id, TRIAL: trial_id, **tags}
@@ -106,7 +106,7 @@ class Tracker:
         curves: Mapping[str, Mapping[int, float]],
         images: Iterable[tuple[str, int, Image]],
     ) -> None:
-        """Write what all trials are held against to the parent run, once."""
+        """Write the curves that all trials are compared with to the parent run, once."""
         if UNDEFENDED in self.client.get_run(self.run_id).data.tags:
             return
         self._log_images(self.run_id, images)
@@ -116,7 +116,7 @@ class Tracker:
     def link(self, run_id: str) -> str:
         """Where MLflow's pages show a run: on the server, or under `mlflow ui` at its default port."""
         parts = urlsplit(self.uri if self.uri.startswith("http") else LOCAL_UI)
-        # Whoever reads a report must not learn the password of the server.
+        # Readers of a report must not learn the password of the server.
         host = parts.netloc.rpartition("@")[2]
         place = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
         return f"{place}/#/experiments/{self.experiment_id}/runs/{run_id}"
@@ -134,12 +134,11 @@ class Tracker:
 
     @contextmanager
     def closed_on_failure(self) -> Iterator[None]:
-        """A job that ends by an error in this block leaves the parent run FAILED; one that is interrupted,
-        KILLED."""
+        """Mark the parent run as FAILED when the block raises, and as KILLED when it is interrupted."""
         try:
             yield
         except BaseException as error:
-            # What the job died of is what is told, even where the tracker itself has given out.
+            # The error of the job is the one that is shown, even if the tracker fails as well.
             with suppress(GiftError):
                 self.close("FAILED" if isinstance(error, Exception) else "KILLED")
             raise

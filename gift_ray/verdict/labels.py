@@ -1,5 +1,8 @@
-"""What an attacked image is: recovered, memorised, degraded or unrelated. Pure: a table of scores in,
-one label a row out. Every line is drawn by data; none is tuned.
+"""What an attacked image is: recovered, memorised, degraded or unrelated.
+
+A table of scores gives one label for each row. The thresholds between the labels (`Levels`) follow from
+scores of the study itself (chance, the undefended attack, pairs of training images); none of them is a
+tuned constant.
 """
 
 from __future__ import annotations
@@ -14,13 +17,13 @@ import pandas as pd
 RECOVERED, MEMORISED, DEGRADED, UNRELATED = LABELS = (
     "recovered", "memorised", "degraded", "unrelated",
 )  # fmt: skip
-# What a table must have been measured with.
+# The metrics that a table must hold.
 COLUMNS = ("clip_image", "clip_text", "lpips", "degenerate")
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Where the lines are, for one concept and attack.
+    """The thresholds between the labels, for one concept and attack.
 
     `chance_*`: the means of the base's images of unrelated prompts (against the concept's images, and
     against its prompts); `best_*`: the undefended attack's best mean over its steps;
@@ -57,12 +60,12 @@ class Levels:
 
     @property
     def image(self) -> float:
-        """The least similarity that shows the concept: halfway from chance to the undefended best."""
+        """From which similarity on an image shows the concept: halfway from chance to the undefended best."""
         return _halfway(self.chance_image, self.best_image)
 
     @property
     def text(self) -> float:
-        """The least agreement that follows the prompt: halfway from chance to the undefended best."""
+        """From which agreement on an image follows its prompt: halfway from chance to the undefended best."""
         return _halfway(self.chance_text, self.best_text)
 
 
@@ -92,5 +95,5 @@ def label_images(table: pd.DataFrame, levels: Levels) -> pd.Series:
 
 
 def _halfway(chance: float, best: float) -> float:
-    """At least chance, whatever the undefended attack reached."""
+    """Halfway from chance to the best score; chance itself where the best is below it."""
     return (chance + max(best, chance)) / 2
