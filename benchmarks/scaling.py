@@ -4,7 +4,7 @@
     python benchmarks/scaling.py scheduling WORKERS [units]   # units that do nothing, on as many fake CPUs
 
 `speedup` times independent attacks on the built-in model, after each worker's first. `scheduling` runs the
-real `run_steps` on a real Ray whose one node claims WORKERS cores, so that as many units are in flight; it
+real executor on a real Ray whose one node claims WORKERS cores, so that as many units are in flight; it
 shows what the driver and Ray's scheduler can do and how much memory the driver needs, not what machines
 would. Eight units at a time reach a process, however many are in flight: a worker is a process with 0.15 GB
 of its own that needs five seconds of a core before its first unit. Measured is what comes after that.
@@ -28,7 +28,6 @@ import psutil
 import ray
 
 from gift_ray.cluster import ENVIRONMENT, run, start_with
-from gift_ray.cluster.board import read_board, start_board
 from gift_ray.config.running import ClusterConfig
 from gift_ray.records.record import read_record
 from gift_ray.records.storage import Storage
@@ -59,13 +58,13 @@ def speedup(units: int) -> None:
             # Each worker's first unit starts its process and loads its model.
             attacks = independent_attacks(folder, units + workers)
             settings = ClusterConfig(under_train=())
-            board = start_board()
-            run.run_steps(attacks[:workers], Path(folder), settings, board)
-            before = len(read_board(board)(0))
+            executor = run.RayExecutor(Path(folder), settings)
+            executor.run(attacks[:workers])
+            before = len(executor.events(0))
             started = time.perf_counter()
-            run.run_steps(attacks[workers:], Path(folder), settings, board)
+            executor.run(attacks[workers:])
             seconds[workers] = time.perf_counter() - started
-            ended = [e for e in read_board(board)(before) if e.state == "done"]
+            ended = [e for e in executor.events(before) if e.state == "done"]
             worked = [
                 read_record(s.folder(Path(folder))).provenance["seconds"] for s in attacks[workers:]
             ]
@@ -101,13 +100,13 @@ class Nothing(Step):
 
 
 def scheduling(workers: int, units: int) -> None:
-    """Units that do nothing through the real run_steps, `workers` of them in flight."""
+    """Units that do nothing through the real executor, `workers` of them in flight."""
     nothing = [Nothing(label=f"nothing {i}", number=i) for i in range(FIRST + units)]
     run._unit = ray.remote(max_calls=0, resources={"process": 1})(do_nothing)  # type: ignore[assignment]
     driver = psutil.Process()
     with tempfile.TemporaryDirectory() as folder, cluster(workers):
-        board, settings = start_board(), ClusterConfig(under_train=())
-        run.run_steps(nothing[:FIRST], Path(folder), settings, board)
+        executor = run.RayExecutor(Path(folder), ClusterConfig(under_train=()))
+        executor.run(nothing[:FIRST])
         before, peak, over = driver.memory_info().rss, [0], threading.Event()
 
         def watch() -> None:
@@ -116,7 +115,7 @@ def scheduling(workers: int, units: int) -> None:
 
         threading.Thread(target=watch, daemon=True).start()
         started, cpu = time.perf_counter(), driver.cpu_times()
-        run.run_steps(nothing[FIRST:], Path(folder), settings, board)
+        executor.run(nothing[FIRST:])
         seconds = time.perf_counter() - started
         over.set()
         spent = sum(driver.cpu_times()[:2]) - sum(cpu[:2])

@@ -2,8 +2,9 @@
 
 Modules write to `logging.getLogger(__name__)` at level INFO, in whole sentences: what begins, what it waits
 for, how far it is. The driver logs to the study's folder once it connects to Ray (`cluster/session.py`), a
-worker when it begins a step (`cluster/train.py`). Every process has its own file in `logs/`, whose last line
-says where that process is: on a file system that nodes share, several writers to one file would lose lines.
+worker when it begins a step (`cluster/run.py`, `cluster/train.py`). Every process has its own file in
+`logs/`, whose last line says where that process is: on a file system that nodes share, several writers to
+one file would lose lines.
 """
 
 from __future__ import annotations

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.session import session
+from gift_ray.cluster.run import ray_executor
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.models.checkpoints import checkpoint_hash
@@ -44,11 +42,10 @@ def main(arguments: argparse.Namespace) -> int:
     study_dir = config.study_dir
     folder = study_dir / f"attack-{checkpoint_hash(arguments.model)[:16]}"
     say(f"attacking {arguments.model}; study {config.name} in {study_dir}")
-    with session(config.cluster, study_dir):
+    with ray_executor(config.cluster, study_dir) as executor:
         fingerprint = write_comparison(config, plans, folder)
-        board = start_board()
-        with LiveProgress(read_board(board), len(layout.steps())):
-            run_steps(layout.steps(), study_dir, config.cluster, board)
+        with LiveProgress(executor.events, len(layout.steps())):
+            executor.run(layout.steps())
 
     (arm,) = layout.defended
     card = scorecard(layout, arm, study_dir)

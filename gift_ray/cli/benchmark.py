@@ -17,9 +17,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.session import session
+from gift_ray.cluster.run import ray_executor
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import write_json_atomic
 from gift_ray.report.eval_unlearn import write_reports
@@ -43,22 +41,21 @@ def main(arguments: argparse.Namespace) -> int:
 
     study_dir, folder = config.study_dir, config.study_dir / "benchmark"
     say(f"benchmark {config.name} in {study_dir}: {', '.join(plans)}")
-    with session(config.cluster, study_dir):
+    with ray_executor(config.cluster, study_dir) as executor:
         write_comparison(config, plans, folder)
-        board = start_board()
         undefended = plans["undefended"]
         # The undefended units are counted twice, as they are asked for twice.
-        with LiveProgress(read_board(board), len(steps) + len(undefended.steps())):
+        with LiveProgress(executor.events, len(steps) + len(undefended.steps())):
             # First the undefended model, with which all arms are compared. An attack that teaches it nothing
             # can't show resistance, and is set aside before hours are spent on it.
-            run_steps(undefended.steps(), study_dir, config.cluster, board)
+            executor.run(undefended.steps())
             units = comparison.set_aside(undefended, study_dir)
             plans = comparison.without(plans, units)
 
             # A model that can't be trained is a result too; the others continue.
             failed: dict[str, str] = {}
-            run_steps(
-                comparison.steps(plans), study_dir, config.cluster, board,
+            executor.run(
+                comparison.steps(plans),
                 on_failed=lambda step, error: failed.update({step.fingerprint: str(error)}),
             )  # fmt: skip
             plans = comparison.without(plans, failed=failed)

@@ -18,9 +18,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.session import session
+from gift_ray.cluster.run import ray_executor
 from gift_ray.records.record import write_json_atomic
 from gift_ray.records.release import export
 from gift_ray.report.summary import arm_summary
@@ -48,13 +46,14 @@ def main(arguments: argparse.Namespace) -> int:
 
     study_dir = config.study_dir
     say(f"immunizing {config.name} ({config.concepts.mode}) in {study_dir}")
-    with session(config.cluster, study_dir):
-        board = start_board()
-        with LiveProgress(read_board(board), len(steps)):
-            # First the undefended model: an attack that teaches it nothing could not show resistance.
-            run_steps(layout.shared(), study_dir, config.cluster, board)
-            scorecard(layout, layout.undefended, study_dir)
-            run_steps(steps, study_dir, config.cluster, board)
+    with (
+        ray_executor(config.cluster, study_dir) as executor,
+        LiveProgress(executor.events, len(steps)),
+    ):
+        # First the undefended model: an attack that teaches it nothing could not show resistance.
+        executor.run(layout.shared())
+        scorecard(layout, layout.undefended, study_dir)
+        executor.run(steps)
     write_results(layout, before, study_dir)
     return console.OK
 

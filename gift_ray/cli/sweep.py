@@ -12,14 +12,11 @@ import argparse
 import shlex
 from collections import Counter
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from gift_ray.cli import console
 from gift_ray.cli.console import VERDICT, LiveProgress, leaderboard, say
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
-from gift_ray.cluster.session import session
+from gift_ray.cluster.run import ray_executor
 from gift_ray.cluster.tune import Trial, search
 from gift_ray.config.names import slug
 from gift_ray.config.schema import StudyConfig
@@ -76,12 +73,10 @@ def run_search(
     assert config.search is not None
 
     # What every trial shares is computed once: data, embeddings, the undefended arm, chance levels.
-    with session(config.cluster, study_dir):
-        board = start_board()
+    with ray_executor(config.cluster, study_dir) as executor:
         write_study(layout, fingerprint)
-        with LiveProgress(read_board(board), expected_units(layout, examined)) as progress:
-            run = partial(run_steps, study_dir=study_dir, cluster=config.cluster, board=board)
-            run([*layout.shared(), *examined.shared()])
+        with LiveProgress(executor.events, expected_units(layout, examined)) as progress:
+            executor.run([*layout.shared(), *examined.shared()])
             for undefended in (layout, examined):
                 scorecard(undefended, undefended.undefended, study_dir)
             tracker.undefended(
@@ -98,14 +93,14 @@ def run_search(
                 for line in verdicts_of(trial):
                     progress.say(f"trial {trial.trial_id}: {line}")
 
-            trials = search(config, board, on_trial, fingerprint)
+            trials = search(config, executor.board, on_trial, fingerprint)
             for trial in trials:
                 track(tracker, config, trial, fingerprint)
 
             # The score by which a setting was chosen is too high; the gate reads that of attacks it has not
             # met.
             rows = [asdict(trial) for trial in trials]
-            judged = judge(finalists(config, rows), run)
+            judged = judge(finalists(config, rows), executor.run)
 
     for line in costs.account(layout, fingerprint, trials):
         say(line)

@@ -6,8 +6,9 @@ import sys
 from collections.abc import MutableMapping
 
 # Settings that every process of the cluster reads:
-# - Train polls its workers four times a second (default: every 2 s), and a run may wait an hour for its
-#   workers, so that it does not use up its retries while it queues;
+# - Train polls its workers four times a second (default: every 2 s), and a run may queue a week for its
+#   workers (default: a minute), since each time that Ray gives up costs one of the retries, which are meant
+#   for lost workers;
 # - idle processes are kept for five minutes (default: 1 s), since they hold loaded models;
 # - PL_DISABLE_FORK is set by Tune for its trials; set everywhere, steps of trials and of the driver have
 #   equal environments and can use each other's processes;
@@ -16,7 +17,7 @@ from collections.abc import MutableMapping
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-@dataclass(frozen=True)
-class Event:
-    """One unit's change of state: `started`, `done`, `reused` or `failed`."""
-
-    state: str
-    label: str
-    kind: str
-    seconds: float
-    detail: str = ""
+from gift_ray.study.executor import Event
 
 
 class Board:

@@ -8,113 +8,97 @@ from the study's storage; no tensor is ever an argument.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from gift_ray.cluster.board import Clock
+from gift_ray import logs
+from gift_ray.cluster.board import Clock, read_board, start_board
 from gift_ray.cluster.preemption import notice
-from gift_ray.cluster.session import slots
-from gift_ray.cluster.train import attempt, lost, train
+from gift_ray.cluster.session import session, slots
+from gift_ray.cluster.train import lost, train
 from gift_ray.config.running import ClusterConfig
-from gift_ray.errors import ClusterFailed, GiftError, UnitFailed
+from gift_ray.errors import ClusterFailed, GiftError
 from gift_ray.records.storage import Storage, storage_of
+from gift_ray.study.attempt import attempt, done_once
+from gift_ray.study.executor import OnDone, OnFailed, run_in_order
 from gift_ray.study.journal import LocalJournal
-from gift_ray.study.step import Step, closure
+from gift_ray.study.step import Step
 
 logger = logging.getLogger(__name__)
 
 
-def run_steps(
-    steps: Iterable[Step],
-    study_dir: Path,
-    cluster: ClusterConfig,
-    board: Any,
-    on_done: Callable[[Step], None] = lambda _: None,
-    on_failed: Callable[[Step, UnitFailed], None] | None = None,
-) -> None:
-    """Run steps, and the steps that they need, until all have records; blocks.
-
-    Finished ones are not run again. Afterwards the folders of all of them are in `study_dir` on this node.
+class RayExecutor:
+    """An `Executor` on the cluster that this process is connected to.
 
     Args:
-        on_failed: told of a unit that failed for its own reason; the others go on, without those that
-            need it. None: the first failure ends the run.
+        study_dir: where the study lies on this node.
+        board: what steps are doing is told there; None: a board of this driver's own.
+    """
+
+    def __init__(self, study_dir: Path, cluster: ClusterConfig, board: Any = None) -> None:
+        self.study_dir, self.cluster = study_dir, cluster
+        self.board = board or start_board()
+        self.events = read_board(self.board)
+
+    def run(
+        self, steps: Iterable[Step], *,
+        on_done: OnDone | None = None, on_failed: OnFailed | None = None,
+    ) -> None:  # fmt: skip
+        # Steps queue here rather than on the cluster: a waiting Train run would already hold processes.
+        pool = ThreadPoolExecutor(max_workers=slots(self.cluster))
+        over = threading.Event()
+
+        def start(step: Step) -> Future[None]:
+            return pool.submit(self._run, step, over)
+
+        try:
+            run_in_order(steps, start, on_done, on_failed)
+        except Exception:
+            # What was running ends first; what waits for another run's step does not.
+            over.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            # An interrupt does not wait: what runs ends with the cluster connection.
+            over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, step: Step, over: threading.Event) -> None:
+        clock = Clock(self.board, step.label, step.kind)
+        storage = storage_of(self.cluster, self.study_dir)
+        under_train = step.trains and step.kind in self.cluster.under_train
+        run_on_ray = train if under_train else _as_task
+
+        def work() -> None:
+            logger.info("The step %r is handed to Ray.", step.label)
+            run_on_ray(step, storage, self.cluster)
+            logger.info("Ray has run the step %r.", step.label)
+
+        try:
+            done_here = done_once(step, storage, work, over.is_set)
+        except Exception as error:
+            clock.tell("failed", str(error))
+            logger.info("The step %r has failed: %s", step.label, error)
+            raise
+        clock.tell("done" if done_here else "reused")
+
+
+@contextmanager
+def ray_executor(cluster: ClusterConfig, study_dir: Path) -> Iterator[RayExecutor]:
+    """An executor on the job's cluster, on $RAY_ADDRESS, or on a local cluster that ends with the block.
 
     Raises:
-        UnitFailed: a unit failed, and nobody is told. What was running ends first.
-        ClusterFailed: storage is full, or a unit lost its worker more often than `max_failures`.
+        ConfigError: as `session` does.
     """
-    waiting = {step.fingerprint: step for step in closure(steps)}
-    done: set[str] = set()
-    running: dict[Future[None], Step] = {}
-    # Steps wait here and not on the cluster, where a Train run that waits already holds processes.
-    pool = ThreadPoolExecutor(max_workers=slots(cluster))
-    try:
-        while waiting or running:
-            for step in _ready(waiting, done):
-                del waiting[step.fingerprint]
-                running[pool.submit(_run, step, study_dir, cluster, board)] = step
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                step = running.pop(future)
-                try:
-                    future.result()
-                except UnitFailed as error:
-                    if on_failed is None:
-                        raise
-                    on_failed(step, error)
-                    _drop_readers(waiting, step)
-                    continue
-                done.add(step.fingerprint)
-                on_done(step)
-    except Exception:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        # After an interrupt nothing is waited for: running steps end when the connection to the cluster does.
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _ready(waiting: dict[str, Step], done: set[str]) -> list[Step]:
-    return [
-        step
-        for step in waiting.values()
-        if all(i.fingerprint in done for i in step.inputs.values())
-    ]
-
-
-def _drop_readers(waiting: dict[str, Step], failed: Step) -> None:
-    """Forget the steps that can never run without `failed`."""
-    for step in [s for s in waiting.values() if failed in closure([s])]:
-        del waiting[step.fingerprint]
-
-
-def _run(step: Step, study_dir: Path, cluster: ClusterConfig, board: Any) -> None:
-    clock = Clock(board, step.label, step.kind)
-    storage = storage_of(cluster, study_dir)
-    if storage.fetch_step(step.folder(study_dir)):
-        # Other nodes need it too, and the process that finished it may have been killed before it was sent.
-        storage.send_step(step.folder(study_dir))
-        clock.tell("reused")
-        return
-    logger.info("The step %r is handed to Ray.", step.label)
-    try:
-        if step.trains and step.kind in cluster.under_train:
-            train(step, storage, cluster)
-        else:
-            _as_task(step, storage, cluster)
-        storage.fetch_step(step.folder(study_dir))
-    except Exception as error:
-        clock.tell("failed", str(error))
-        logger.info("The step %r has failed: %s", step.label, error)
-        raise
-    clock.tell("done")
-    logger.info("Ray has run the step %r.", step.label)
+    with session(cluster, study_dir):
+        yield RayExecutor(study_dir, cluster)
 
 
 def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
@@ -144,6 +128,7 @@ def _as_task(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
 @ray.remote(max_calls=0)
 def _unit(step: Step, storage: Storage, checkpoint_every: int) -> GiftError | None:
     here = storage.on_node()
+    logs.of_worker(here.study_dir)
     if not step.trains:
         return attempt(step, here)
     journal = _StoredJournal(step.checkpoint(here.study_dir), checkpoint_every, here)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from safetensors import SafetensorError
 
 from gift_ray import logs
 from gift_ray.cluster.preemption import notice_in_actor
 from gift_ray.config.running import ClusterConfig
-from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
+from gift_ray.errors import ClusterFailed, GiftError
 from gift_ray.records.record import load_state, save_state
 from gift_ray.records.storage import Storage
-from gift_ray.study.execute import execute, verified_inputs
+from gift_ray.study.attempt import assist, attempt
 from gift_ray.study.journal import Journal
 from gift_ray.study.step import Step
 from gift_ray.training import parallel
@@ -105,49 +103,14 @@ def train(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
 def _train_worker(settings: dict[str, Any]) -> GiftError | None:
     """Returns why the unit failed, if a retry can't help; or None."""
     step, here = settings["step"], settings["storage"].on_node()
+    logs.of_worker(here.study_dir)
     journal = TrainJournal(settings["every"])
     # The first worker looks whether the step is done, and only it writes the record.
     if parallel.agreed(here.fetch_step(step.folder(here.study_dir))):
         return None
     if ray.train.get_context().get_world_rank() > 0:
-        return attempt(step, here, journal, work=assist)
+        return assist(step, here, journal)
     return attempt(step, here, journal)
-
-
-def attempt(
-    step: Step, storage: Storage, journal: Journal | None = None, work: Callable = execute
-) -> GiftError | None:
-    """Fetch what a step reads, execute it and send what it leaves.
-
-    Returns the error of a failure that running it again would not help; other errors are raised.
-    """
-    study_dir = storage.study_dir
-    try:
-        logs.of_worker(study_dir)
-        for needed in step.inputs.values():
-            storage.fetch_step(needed.folder(study_dir))
-        work(step, study_dir, journal=journal)
-        if work is execute:
-            storage.send_step(step.folder(study_dir))
-    except GiftError as error:
-        return type(error)(*(f"{step.label}: {line}" for line in error.mistakes))
-    except torch.cuda.OutOfMemoryError:
-        if parallel.workers()[1] > 1:
-            raise  # The other workers wait for this one's gradients: Train has to end them.
-        return UnitFailed(
-            f"{step.label}: out of GPU memory; lower train_batch_size, or set "
-            "model.gradient_checkpointing"
-        )
-    except (OSError, SafetensorError) as error:
-        if not is_storage_full(error):
-            raise
-        return ClusterFailed(f"{step.label}: storage is full ({error}); make room, then run again")
-    return None
-
-
-def assist(step: Step, study_dir: Path, *, journal: Journal) -> None:
-    """Train beside the first worker, which alone writes the result."""
-    step.assist(verified_inputs(step, study_dir), journal)
 
 
 def lost(error: Exception, cluster: ClusterConfig) -> str:

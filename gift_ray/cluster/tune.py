@@ -17,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from gift_ray import logs
-from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.run import RayExecutor
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.storage import Storage, storage_of
 from gift_ray.records.trials import Trial, earlier_trials, ledger_of
@@ -120,7 +120,7 @@ def _trial(setting: dict[str, Any], *, config: StudyConfig, board: Any, storage:
     outcomes = evaluate(
         config,
         setting["values"],
-        lambda steps: run_steps(steps, here.study_dir, config.cluster, board),
+        RayExecutor(here.study_dir, config.cluster, board).run,
     )
     for outcome in outcomes:
         logger.info(

@@ -12,8 +12,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed, ConfigError, DataError
+from gift_ray.records.locks import disk_lock, store_lock
 from gift_ray.records.record import is_done, read_record
 from gift_ray.records.whole import written_whole
 
@@ -96,6 +97,16 @@ class Storage:
 
     def send(self, path: Path) -> None:
         """Store a file of the study."""
+
+    def lock(
+        self, name: str, cancelled: Callable[[], bool] = lambda: False
+    ) -> AbstractContextManager[None]:
+        """Within the block no other process of any node holds the lock of this name.
+
+        Args:
+            cancelled: ends the waiting for it, with ClusterFailed.
+        """
+        return disk_lock(self.study_dir / "locks" / f"{name}.lock", cancelled)
 
     def delete(self, path: Path) -> None:
         """Forget a file or folder of the study, if it is there."""
@@ -193,6 +204,14 @@ class ObjectStore(Storage):
             fs.copy_files(
                 str(path), self.path(self._name(path)), fs.LocalFileSystem(), self.filesystem
             )
+
+    @contextmanager
+    def lock(self, name: str, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        with ExitStack() as held:
+            with self._answering():
+                place = self.path(f"locks/{name}")
+                held.enter_context(store_lock(self.filesystem, place, cancelled))
+            yield
 
     def delete(self, path: Path) -> None:
         super().delete(path)

@@ -27,8 +27,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from tiny import make_encoders
 
 from gift_ray.cluster import ENVIRONMENT
-from gift_ray.cluster.board import start_board
-from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.run import RayExecutor
 from gift_ray.config.schema import ModelConfig, StudyConfig
 from gift_ray.records.record import RECORD, read_record
 from gift_ray.study.execute import execute
@@ -109,7 +108,7 @@ def test_a_drained_node_hands_over_what_it_has_trained(tiny_config, tmp_path):
             saved.set()
 
         threading.Thread(target=drain, daemon=True).start()
-        run_steps([step], study_dir, config.cluster, start_board())
+        RayExecutor(study_dir, config.cluster).run([step])
         ray.shutdown()
     assert saved.is_set(), "nothing was saved, though no checkpoint was due"
     for needed in [*step.inputs.values(), step]:

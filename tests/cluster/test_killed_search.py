@@ -31,18 +31,17 @@ DRIVER = """
 import sys, ray
 from gift_ray import plugins
 from gift_ray.cluster import ENVIRONMENT
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.run import RayExecutor
 from gift_ray.cluster.tune import search
 from gift_ray.config.schema import StudyConfig
 from gift_ray.study.plan import plan
 
 config = StudyConfig.model_validate_json(open(sys.argv[1]).read(), context={"check": plugins.check})
 ray.init(address=sys.argv[2], log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
-board = start_board()
-run_steps(plan(config).shared(), config.study_dir, config.cluster, board)
-search(config, board, lambda trial: None, "f" * 64)
-print("computed", sum(event.state == "done" for event in read_board(board)(0)))
+executor = RayExecutor(config.study_dir, config.cluster)
+executor.run(plan(config).shared())
+search(config, executor.board, lambda trial: None, "f" * 64)
+print("computed", sum(event.state == "done" for event in executor.events(0)))
 """
 
 

@@ -16,8 +16,7 @@ from nodes import add_worker, start_cluster
 from s3 import start_s3
 from tiny import make_encoders, tiny_study
 
-from gift_ray.cluster.board import read_board, start_board
-from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.run import RayExecutor
 from gift_ray.cluster.session import session
 from gift_ray.cluster.tune import search
 from gift_ray.config.running import ClusterConfig
@@ -76,7 +75,7 @@ def test_a_study_is_the_same_as_on_one_disk(nodes, config, tmp_path) -> None:
     steps = plan(config).steps()
     cluster = config.cluster.model_copy(update={"under_train": ("immunize",)})
     with session(cluster, config.study_dir):
-        run_steps(steps, config.study_dir, cluster, start_board())
+        RayExecutor(config.study_dir, cluster).run(steps)
     for step in steps:
         execute(step, tmp_path / "plain")
     assert files(steps, config.study_dir) == files(steps, tmp_path / "plain")
@@ -107,8 +106,8 @@ def test_a_lost_node_takes_no_checkpoint_with_it(nodes, config, url, tmp_path) -
             session(cluster, config.study_dir),
             ThreadPoolExecutor(max_workers=1) as pool,
         ):
-            board = start_board()
-            ended = pool.submit(run_steps, [step], config.study_dir, cluster, board)
+            executor = RayExecutor(config.study_dir, cluster)
+            ended = pool.submit(executor.run, [step])
             storage = storage_of(cluster, config.study_dir)
             deadline = time.monotonic() + 300
             while not checkpoint.exists():
@@ -145,18 +144,18 @@ def test_a_lost_node_takes_no_checkpoint_with_it(nodes, config, url, tmp_path) -
 
 def test_a_search_outlives_its_driver_and_the_drivers_disk(nodes, config) -> None:
     with session(config.cluster, config.study_dir):
-        board = start_board()
-        run_steps(plan(config).shared(), config.study_dir, config.cluster, board)
-        first = search(config, board, lambda trial: None, "f" * 64)
+        executor = RayExecutor(config.study_dir, config.cluster)
+        executor.run(plan(config).shared())
+        first = search(config, executor.board, lambda trial: None, "f" * 64)
     assert [trial.state for trial in first] == ["complete", "complete"]
 
     shutil.rmtree(config.study_dir)
     with session(config.cluster, config.study_dir):
-        board = start_board()
-        run_steps(plan(config).shared(), config.study_dir, config.cluster, board)
+        executor = RayExecutor(config.study_dir, config.cluster)
+        executor.run(plan(config).shared())
         reported: list[object] = []
-        again = search(config, board, reported.append, "f" * 64)
-        states = {event.state for event in read_board(board)(0)}
+        again = search(config, executor.board, reported.append, "f" * 64)
+        states = {event.state for event in executor.events(0)}
     assert again == first
     assert reported == []
     assert states == {"started", "reused"}

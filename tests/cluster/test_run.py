@@ -20,17 +20,17 @@ from nodes import start_cluster
 from safetensors.torch import load_file
 
 from gift_ray.cluster import ENVIRONMENT
-from gift_ray.cluster.board import Event, read_board, start_board
-from gift_ray.cluster.run import run_steps
+from gift_ray.cluster.run import RayExecutor
 from gift_ray.cluster.session import slots
-from gift_ray.cluster.train import attempt
 from gift_ray.config.running import ClusterConfig
 from gift_ray.config.schema import ModelConfig, StudyConfig
 from gift_ray.errors import ClusterFailed, UnitFailed
 from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done, load_state, read_record
 from gift_ray.records.storage import Storage
+from gift_ray.study.attempt import attempt
 from gift_ray.study.execute import execute
+from gift_ray.study.executor import Event
 from gift_ray.study.plan import plan
 from gift_ray.study.step import Step
 
@@ -80,12 +80,11 @@ def immunize_step(config: StudyConfig) -> Step:
 
 def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
     layout = plan(study(tiny_config))
-    board = start_board()
     ended: list[str] = []
     # As tasks; the tests below run units under Train.
     cluster = cluster.model_copy(update={"under_train": ()})
-    run_steps(
-        layout.steps(), tmp_path, cluster, board, on_done=lambda s: ended.append(s.fingerprint)
+    RayExecutor(tmp_path, cluster).run(
+        layout.steps(), on_done=lambda s: ended.append(s.fingerprint)
     )
     for step in layout.steps():
         read_record(step.folder(tmp_path))
@@ -93,10 +92,10 @@ def test_steps_are_done_once_and_in_order(cluster, tiny_config, tmp_path):
             assert ended.index(needed.fingerprint) < ended.index(step.fingerprint)
 
     before = {s.name: s.folder(tmp_path).stat().st_mtime_ns for s in layout.steps()}
-    again = start_board()
-    run_steps(layout.steps(), tmp_path, cluster, again)
+    again = RayExecutor(tmp_path, cluster)
+    again.run(layout.steps())
     assert {s.name: s.folder(tmp_path).stat().st_mtime_ns for s in layout.steps()} == before
-    assert {e.state for e in read_board(again)(0)} == {"started", "reused"}
+    assert {e.state for e in again.events(0)} == {"started", "reused"}
 
 
 def test_killed_train_worker_continues_and_equals_the_plain_loop(cluster, tiny_config, tmp_path):
@@ -118,7 +117,7 @@ def test_killed_train_worker_continues_and_equals_the_plain_loop(cluster, tiny_c
         seen.append("killed")
 
     with in_background(end_twice):
-        run_steps([step], here, cluster, start_board())
+        RayExecutor(here, cluster).run([step])
     assert "killed" in seen, "the run ended before its worker was ended twice"
     for needed in [*step.inputs.values(), step]:
         execute(needed, tmp_path / "plain")
@@ -139,7 +138,7 @@ def test_sigterm_to_a_task_saves_and_the_retry_continues(cluster, tiny_config, t
         saved.append(load_state(step.checkpoint(here)))
 
     with in_background(take_back):
-        run_steps([step], here, cluster, start_board())
+        RayExecutor(here, cluster).run([step])
     assert saved, "it ended without a checkpoint"
     for needed in [*step.inputs.values(), step]:
         execute(needed, tmp_path / "plain")
@@ -156,7 +155,7 @@ def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(
     )
     assert slots(cluster) == fitting
     trials = [plan(study(tiny_config, seed=seed)).undefended.steps() for seed in range(3)]
-    board, most, over = start_board(), [0], threading.Event()
+    executor, most, over = RayExecutor(tmp_path, cluster), [0], threading.Event()
 
     def count_units() -> None:
         while not over.wait(0.01):
@@ -164,7 +163,7 @@ def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(
             most[0] = max(most[0], len(private))
 
     def trial(steps: list[Step]) -> None:
-        run_steps(steps, tmp_path, cluster, board)
+        executor.run(steps)
 
     with in_background(count_units), ThreadPoolExecutor(len(trials)) as pool:
         list(pool.map(trial, trials))
@@ -201,7 +200,7 @@ def test_two_workers_train_what_one_does(cluster, tiny_config, tmp_path):
     step = immunize_step(StudyConfig.model_validate(config))
 
     two = cluster.model_copy(update={"workers_per_immunization": 2, "checkpoint_every": 3})
-    run_steps([step], tmp_path / "cluster", two, start_board())
+    RayExecutor(tmp_path / "cluster", two).run([step])
     for needed in [*step.inputs.values(), step]:
         execute(needed, tmp_path / "plain")
     ours, expected = (
@@ -223,11 +222,11 @@ def test_unit_that_fails_for_its_own_reason_is_not_retried(cluster, tiny_config,
     exploding = study(
         tiny_config, max_loss="negative", optimizer="sgd", max_grad_norm=None, alpha_outer=1e30
     )
-    step, board = immunize_step(exploding), start_board()
+    step, executor = immunize_step(exploding), RayExecutor(tmp_path, cluster)
     with pytest.raises(UnitFailed, match="not finite"):
-        run_steps([step], tmp_path, cluster, board)
+        executor.run([step])
     assert not step.folder(tmp_path).exists()
-    failed: list[Event] = [e for e in read_board(board)(0) if e.state == "failed"]
+    failed: list[Event] = [e for e in executor.events(0) if e.state == "failed"]
     assert [e.label for e in failed] == [step.label]
 
 
@@ -237,8 +236,8 @@ def test_other_units_go_on_where_a_failure_is_told(cluster, tiny_config, tmp_pat
     )
     layout, told = plan(exploding), {}
     cluster = cluster.model_copy(update={"under_train": ()})
-    run_steps(
-        layout.steps(), tmp_path, cluster, start_board(),
+    RayExecutor(tmp_path, cluster).run(
+        layout.steps(),
         on_failed=lambda step, error: told.update({step.fingerprint: str(error)}),
     )  # fmt: skip
     (arm,) = layout.defended

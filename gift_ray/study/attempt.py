@@ -1,0 +1,79 @@
+"""One attempt at a step, between fetching what it reads and sending what it leaves; and the lock that keeps
+two runs that need the same step from doing it twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from safetensors import SafetensorError
+
+from gift_ray.errors import ClusterFailed, GiftError, UnitFailed, is_storage_full
+from gift_ray.records.storage import Storage
+from gift_ray.study.execute import execute, verified_inputs
+from gift_ray.study.journal import Journal
+from gift_ray.study.step import Step
+from gift_ray.training import parallel
+
+
+def done_once(
+    step: Step, storage: Storage, work: Callable[[], None],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> bool:  # fmt: skip
+    """Do a step unless it is finished; returns whether it was done here. Whoever wants the same step at the
+    same time (another trial, or another job on the same study) waits until it is.
+
+    Args:
+        work: does it, on whatever machine.
+        cancelled: ends the waiting.
+    """
+    folder = step.folder(storage.study_dir)
+    if not storage.fetch_step(folder):
+        with storage.lock(step.name, cancelled):
+            if not storage.fetch_step(folder):
+                work()
+                storage.fetch_step(folder)
+                return True
+    # Other nodes read it too, and whoever finished it may have been killed before it was sent.
+    storage.send_step(folder)
+    return False
+
+
+def attempt(step: Step, storage: Storage, journal: Journal | None = None) -> GiftError | None:
+    """Execute a step; a failure that a retry can't help comes back as the error to raise."""
+    return _tried(step, storage, lambda: _execute_and_send(step, storage, journal))
+
+
+def assist(step: Step, storage: Storage, journal: Journal) -> GiftError | None:
+    """Train beside the worker that attempts the step; leaves nothing. Failures come back likewise."""
+
+    def work() -> None:
+        step.assist(verified_inputs(step, storage.study_dir), journal)
+
+    return _tried(step, storage, work)
+
+
+def _execute_and_send(step: Step, storage: Storage, journal: Journal | None) -> None:
+    execute(step, storage.study_dir, journal=journal)
+    storage.send_step(step.folder(storage.study_dir))
+
+
+def _tried(step: Step, storage: Storage, work: Callable[[], None]) -> GiftError | None:
+    try:
+        for needed in step.inputs.values():
+            storage.fetch_step(needed.folder(storage.study_dir))
+        work()
+    except GiftError as error:
+        return type(error)(*(f"{step.label}: {line}" for line in error.mistakes))
+    except torch.cuda.OutOfMemoryError:
+        if parallel.workers()[1] > 1:
+            raise  # The other workers wait for this one's gradients: Train has to end them.
+        return UnitFailed(
+            f"{step.label}: out of GPU memory; lower train_batch_size, or set "
+            "model.gradient_checkpointing"
+        )
+    except (OSError, SafetensorError) as error:
+        if not is_storage_full(error):
+            raise
+        return ClusterFailed(f"{step.label}: storage is full ({error}); make room, then run again")
+    return None

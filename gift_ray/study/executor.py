@@ -1,0 +1,102 @@
+"""Who runs a plan's steps: the seam between a study and the machines, and the order of steps that all
+executors share. `inline` runs them in this process, `gift_ray/cluster/run.py` on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Protocol
+
+from gift_ray.errors import UnitFailed
+from gift_ray.study.step import Step, closure
+
+OnDone = Callable[[Step], None]
+OnFailed = Callable[[Step, UnitFailed], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step's change of state: `started`, `done`, `reused` or `failed`."""
+
+    state: str
+    label: str
+    kind: str
+    seconds: float
+    detail: str = ""
+
+
+class Executor(Protocol):
+    """Runs steps. tests/contracts/test_executors.py holds what all executors promise."""
+
+    def run(
+        self, steps: Iterable[Step], *,
+        on_done: OnDone | None = None, on_failed: OnFailed | None = None,
+    ) -> None:  # fmt: skip
+        """Run steps and whatever they need to their records; blocks. Finished ones are not run again, and
+        one that somebody else is running is waited for. All of them lie in the study's folder then.
+
+        Args:
+            on_done: told of each step that is finished, in this thread.
+            on_failed: told of a step that failed for its own reason; the others go on, without those that
+                need it. None: the first failure ends the run.
+
+        Raises:
+            UnitFailed: a step failed, and nobody is told.
+            ClusterFailed: storage is full, or what runs the steps gave out.
+        """
+
+    def events(self, seen: int) -> list[Event]:
+        """All that has happened to steps, less the first `seen` events."""
+
+
+def run_in_order(
+    steps: Iterable[Step], start: Callable[[Step], Future[None]],
+    on_done: OnDone | None, on_failed: OnFailed | None,
+) -> None:  # fmt: skip
+    """Start each step as soon as its inputs are done, as `Executor.run` says.
+
+    Args:
+        start: begins a step; its future ends with the step, or is done already.
+    """
+    waiting = {step.fingerprint: step for step in closure(steps)}
+    done: set[str] = set()
+    running: dict[Future[None], Step] = {}
+    while waiting or running:
+        for step in _ready(waiting, done):
+            future = start(waiting.pop(step.fingerprint))
+            running[future] = step
+            if future.done():
+                break  # It may have failed, or made others ready.
+        if not running:
+            labels = ", ".join(step.label for step in waiting.values())
+            raise RuntimeError(f"nothing is running and no step is ready; waiting: {labels}")
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            step = running.pop(future)
+            try:
+                future.result()
+            except UnitFailed as error:
+                if on_failed is None:
+                    raise
+                on_failed(step, error)
+                _drop_readers(waiting, step)
+                continue
+            done.add(step.fingerprint)
+            if on_done:
+                on_done(step)
+
+
+def _ready(waiting: dict[str, Step], done: set[str]) -> list[Step]:
+    return [
+        step
+        for step in waiting.values()
+        if all(i.fingerprint in done for i in step.inputs.values())
+    ]
+
+
+def _drop_readers(waiting: dict[str, Step], failed: Step) -> None:
+    """Forget the steps that can never run without `failed`."""
+    for step in list(waiting.values()):
+        if any(needed.fingerprint == failed.fingerprint for needed in closure([step])):
+            del waiting[step.fingerprint]
