@@ -9,7 +9,6 @@ Running it again continues where it was; what is finished is not computed again.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -34,8 +33,7 @@ from gift_ray.study.load import check_data, configure, load_study
 from gift_ray.study.plan import Arm, Plan, plan
 from gift_ray.study.protocol import verdict_id
 from gift_ray.study.step import Step, closure
-from gift_ray.tracking.registry import register
-from gift_ray.tracking.tracker import Tracker
+from gift_ray.tracking.tracker import Tracker, open_tracker
 from gift_ray.verdict.scorecard import scorecard
 
 
@@ -57,8 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     say(f"study {config.name} in {config.study_dir}")
     require_writable(config.study_dir)
-    tracker = Tracker(config, fingerprint)
-    with tracker.closed_on_failure():
+    with open_tracker(config, fingerprint) as tracker:
         chosen = run_search(layout, examined, tracker, fingerprint)
     if not any(model["registered"] for model in chosen):
         raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
@@ -180,8 +177,8 @@ def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str)
     layout = plan(configure(config, trial.values))
     curves = trial_curves(layout, config.study_dir)
     images = (one for arm in layout.defended for one in attack_series(layout, arm))
-    run = tracker.trial(trial.trial_id, trial.values, metrics, curves, tags, images)
-    write_trial(layout, asdict(trial), tracker.link(run), fingerprint)
+    link = tracker.trial(trial.trial_id, trial.values, metrics, curves, tags, images)
+    write_trial(layout, asdict(trial), link, fingerprint)
 
 
 def choose(arm: Arm, judged: list[Judgement], tracker: Tracker) -> dict[str, Any]:
@@ -211,7 +208,7 @@ def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
     if len(layout.defended) > 1:
         name += "-" + slug("-".join(arm.malicious))
     tags = registry_tags(layout, arm, card)
-    version = register(tracker, name, folder, card.objective, verdict_id(config), tags)
+    version = tracker.register(name, folder, card.objective, verdict_id(config), tags)
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")
     return {"registered": asdict(version), "folder": str(folder),
@@ -219,7 +216,7 @@ def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
 
 
 def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]) -> None:
-    """Close the study's run and say where everything is."""
+    """Keep the study's outcome and say where everything is."""
     summary = config.study_dir / "summary.json"
     metrics = {
         f"{kind}/{slug(model['malicious'])}/{name}": value
@@ -234,7 +231,7 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
     passed = [model for model in chosen if model["registered"]]
     report = write_report(config.study_dir)
     tracker.summary(metrics, {"gate": f"{len(passed)} of {len(chosen)} passed"}, [summary, report])
-    tracker.close("FINISHED")
     say(f"summary      {summary}")
     say(f"report       {report}")
-    say(f"mlflow       mlflow ui --backend-store-uri {shlex.quote(tracker.uri)}")
+    if tracker.how_to_look():
+        say(f"mlflow       {tracker.how_to_look()}")

@@ -51,7 +51,7 @@ class RayExecutor:
         self, steps: Iterable[Step], *,
         on_done: OnDone | None = None, on_failed: OnFailed | None = None,
     ) -> None:  # fmt: skip
-        # Steps queue here rather than on the cluster: a waiting Train run would already hold processes.
+        # Steps wait here and not on the cluster, where a Train run that waits already holds processes.
         pool = ThreadPoolExecutor(max_workers=slots(self.cluster))
         over = threading.Event()
 
@@ -66,7 +66,7 @@ class RayExecutor:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         finally:
-            # An interrupt does not wait: what runs ends with the cluster connection.
+            # After an interrupt nothing is waited for: running steps end when the connection does.
             over.set()
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -62,8 +62,10 @@ def _without_password(uri: str) -> str:
 
 
 class TrackingConfig(Part):
-    """Where MLflow keeps runs and models. None: an SQLite file inside the study's folder."""
+    """Who keeps runs and released models: `mlflow`, or `none` for the study's folder alone. Without a
+    `tracking_uri` MLflow keeps them in an SQLite file inside the study's folder."""
 
+    tracker: Literal["mlflow", "none"] = "mlflow"
     tracking_uri: Annotated[str, AfterValidator(_without_password)] | None = None
     experiment_name: str | None = Field(None, description="None: the study's name")
     registered_model_name: str | None = Field(None, description="None: gift-ray-<study>")

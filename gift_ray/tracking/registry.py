@@ -11,8 +11,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow import MlflowClient
@@ -24,11 +24,14 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from gift_ray.errors import ConfigError
 from gift_ray.records.manifest import verify
 from gift_ray.tracking.store import answering, require_reachable
-from gift_ray.tracking.tracker import Tracker
+from gift_ray.tracking.tracker import Registered
+
+if TYPE_CHECKING:
+    from gift_ray.tracking.mlflow_tracker import MlflowTracker
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "gift_ray.records.manifest"
+MANIFEST = "gift_ray.manifest"
 OBJECTIVE = "gift_ray.objective"
 PROTOCOL = "gift_ray.protocol"
 # Marks a version that was compared with the champion; from then on only a person moves the alias to it.
@@ -49,19 +52,8 @@ SIGNATURE = ModelSignature(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A version in the registry; `is_new` tells whether this call made it."""
-
-    name: str
-    version: str
-    uri: str
-    champion: bool
-    is_new: bool
-
-
 def register(
-    tracker: Tracker,
+    tracker: MlflowTracker,
     name: str,
     folder: Path,
     objective: float,
@@ -82,7 +74,7 @@ def register(
 
 
 def _register(
-    tracker: Tracker,
+    tracker: MlflowTracker,
     name: str,
     folder: Path,
     objective: float,
@@ -201,7 +193,7 @@ def _may_be_missing() -> Iterator[None]:
 
 
 def _log_and_register(
-    tracker: Tracker, name: str, folder: Path, manifest: str, tags: dict[str, str]
+    tracker: MlflowTracker, name: str, folder: Path, manifest: str, tags: dict[str, str]
 ) -> str:
     """Upload the folder and make a version of it; returns its number."""
     mlflow.set_tracking_uri(tracker.uri)

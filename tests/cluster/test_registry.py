@@ -34,8 +34,8 @@ from gift_ray.config.running import TrackingConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ClusterFailed, ModelError
 from gift_ray.records.manifest import seal, verify
+from gift_ray.tracking.mlflow_tracker import MlflowTracker
 from gift_ray.tracking.registry import register, registered
-from gift_ray.tracking.tracker import Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -47,9 +47,9 @@ from pathlib import Path
 from gift_ray.config.running import TrackingConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.tracking.registry import register
-from gift_ray.tracking.tracker import Tracker
+from gift_ray.tracking.mlflow_tracker import MlflowTracker
 config, gate, jobs = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-tracker = Tracker(StudyConfig.model_validate(config), sys.argv[4])
+tracker = MlflowTracker(StudyConfig.model_validate(config), sys.argv[4])
 gate.with_name(f"ready-{sys.argv[4]}").touch()
 while not gate.exists():
     time.sleep(0.01)
@@ -122,8 +122,8 @@ def config(server: str, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig
 
 
 @pytest.fixture(scope="module")
-def tracker(config: StudyConfig) -> Tracker:
-    return Tracker(config, "f1")
+def tracker(config: StudyConfig) -> MlflowTracker:
+    return MlflowTracker(config, "f1")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def champion(client: MlflowClient, name: str) -> str:
     return str(client.get_model_version_by_alias(name, "champion").version)
 
 
-def test_the_same_model_is_registered_once(tracker: Tracker, folders: list[Path]) -> None:
+def test_the_same_model_is_registered_once(tracker: MlflowTracker, folders: list[Path]) -> None:
     one = register(tracker, "once", folders[0], 0.5, "protocol", {"concepts": "cat"})
     two = register(tracker, "once", folders[0], 0.5, "protocol", {"concepts": "cat"})
     assert (one.version, one.is_new, one.champion) == ("1", True, True)
@@ -185,7 +185,7 @@ def test_the_same_model_is_registered_once(tracker: Tracker, folders: list[Path]
 
 
 def test_only_a_better_model_under_the_same_protocol_becomes_champion(
-    tracker: Tracker, folders: list[Path]
+    tracker: MlflowTracker, folders: list[Path]
 ) -> None:
     register(tracker, "better", folders[0], 0.5, "protocol", {})
     assert not register(tracker, "better", folders[1], 0.4, "protocol", {}).champion
@@ -196,7 +196,7 @@ def test_only_a_better_model_under_the_same_protocol_becomes_champion(
 
 
 def test_what_is_registered_is_listed_with_scores_and_aliases(
-    server: str, tracker: Tracker, folders: list[Path], capsys: pytest.CaptureFixture[str]
+    server: str, tracker: MlflowTracker, folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, score in ((folders[0], 0.5), (folders[1], 0.4)):
         tags = {"concepts": "cat", "resistance": f"{score:.4f}"}
@@ -211,7 +211,7 @@ def test_what_is_registered_is_listed_with_scores_and_aliases(
 
 
 def test_a_champion_that_a_person_chose_is_not_passed_over_for_an_old_one(
-    tracker: Tracker, folders: list[Path]
+    tracker: MlflowTracker, folders: list[Path]
 ) -> None:
     register(tracker, "rollback", folders[0], 0.5, "protocol", {})
     register(tracker, "rollback", folders[1], 0.9, "protocol", {})
@@ -222,7 +222,7 @@ def test_a_champion_that_a_person_chose_is_not_passed_over_for_an_old_one(
 
 
 def test_a_server_that_fails_is_not_one_without_a_champion(
-    tracker: Tracker, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+    tracker: MlflowTracker, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(tracker, "kept", folders[0], 0.9, "protocol", {})
 
@@ -237,7 +237,7 @@ def test_a_server_that_fails_is_not_one_without_a_champion(
 
 
 def test_drivers_that_race_make_one_version_and_the_best_model_is_champion(
-    tracker: Tracker, folders: list[Path], race: Callable[..., list[list[dict]]]
+    tracker: MlflowTracker, folders: list[Path], race: Callable[..., list[list[dict]]]
 ) -> None:
     # Both register the same model, then each a model of its own: the worse may come last.
     told = race(
@@ -253,7 +253,9 @@ def test_drivers_that_race_make_one_version_and_the_best_model_is_champion(
     assert rivals[champion(tracker.client, "rivals")] == "0.7"
 
 
-def test_a_folder_that_was_changed_is_not_registered(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_folder_that_was_changed_is_not_registered(
+    tracker: MlflowTracker, tmp_path: Path
+) -> None:
     make_pipeline(tmp_path / "model")
     seal(tmp_path / "model")
     (tmp_path / "model" / "unet" / "config.json").write_text("{}")
@@ -262,7 +264,7 @@ def test_a_folder_that_was_changed_is_not_registered(tracker: Tracker, tmp_path:
 
 
 def test_a_registered_model_is_served_and_answers_a_prompt_with_a_png(
-    server: str, tracker: Tracker, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+    server: str, tracker: MlflowTracker, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered = register(tracker, "served", folders[0], 0.5, "protocol", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
@@ -290,7 +292,7 @@ def test_models_and_artifacts_may_lie_in_a_bucket(
         monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{place}")
         with tracking_server(tmp_path, f"s3://{store.netloc}/mlflow") as server:
             own = config.model_copy(update={"tracking": TrackingConfig(tracking_uri=server)})
-            found = register(Tracker(own, "f2"), "stored", folders[0], 0.5, "protocol", {})
+            found = register(MlflowTracker(own, "f2"), "stored", folders[0], 0.5, "protocol", {})
             mlflow.set_tracking_uri(server)
             loaded = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=str(tmp_path)))
         filesystem, root = FileSystem.from_uri(url.replace("/runs?", "/mlflow?"))

@@ -20,8 +20,8 @@ from killed import full_disk
 
 from gift_ray.cluster.reach import require_cluster
 from gift_ray.records.storage import require_writable
+from gift_ray.tracking.mlflow_tracker import MlflowTracker
 from gift_ray.tracking.store import require_reachable, sqlite_uri
-from gift_ray.tracking.tracker import Tracker
 
 TITLE = "A disk, a tracking server or a cluster that is not there"
 MOST_SECONDS = 30
@@ -90,7 +90,7 @@ def other_version(folder: Path) -> None:
         made.execute("CREATE TABLE alembic_version (version_num)")
         made.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
     config = study(folder, {"tracking": {"tracking_uri": sqlite_uri(file)}})
-    Tracker(config, "f")
+    MlflowTracker(config, "f")
 
 
 def garbage(folder: Path) -> None:
