@@ -1,4 +1,4 @@
-"""What every tracker promises: what is told twice is kept once, and no failed job looks as if it still ran."""
+"""What every tracker promises: what is told twice is kept once, and a job that failed may be told again."""
 
 from __future__ import annotations
 
