@@ -44,7 +44,7 @@ class RayExecutor:
 
     def __init__(self, study_dir: Path, cluster: ClusterConfig, board: Any = None) -> None:
         self.study_dir, self.cluster = study_dir, cluster
-        self.board = board or start_board()
+        self.board = start_board() if board is None else board
         self.events = read_board(self.board)
 
     def run(

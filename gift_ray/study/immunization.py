@@ -17,7 +17,7 @@ NO_DEFENSE = DefenseConfig(name="none")
 
 
 @dataclass(frozen=True)
-class Immunization:
+class ReleasedModels:
     """How the models of one study come about.
 
     Args:

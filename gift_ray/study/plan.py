@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gift_ray.config.schema import ConceptConfig, StudyConfig
 from gift_ray.study.drawing import repeated
-from gift_ray.study.immunization import Immunization
+from gift_ray.study.immunization import ReleasedModels
 from gift_ray.study.protocol import attack_names
 from gift_ray.study.step import Step, closure
 from gift_ray.study.steps.attack_model import AttackModel
@@ -93,7 +93,7 @@ class _Planner:
         prior = PreparePrior(
             label="prepare D_S", prior=config.prior, model=config.model, seed=config.seed
         )
-        self.models = Immunization(config, self.prepared, prior)
+        self.models = ReleasedModels(config, self.prepared, prior)
 
     def plan(self, matrix: bool) -> Plan:
         alone = self.config.concepts.mode == "per_concept"
