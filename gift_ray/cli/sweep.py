@@ -29,6 +29,7 @@ from gift_ray.report.series import attack_series
 from gift_ray.report.summary import arm_summary, mean_curves, summarize, trial_curves
 from gift_ray.search import costs
 from gift_ray.search.confirm import Judgement, finalists, held_out, judge
+from gift_ray.study import battery
 from gift_ray.study.load import check_data, configure, load_study
 from gift_ray.study.plan import Arm, Plan, plan
 from gift_ray.study.protocol import verdict_id
@@ -146,7 +147,10 @@ def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
         for step in steps:
             done = "done" if step.folder(config.study_dir).exists() else "to do"
             say(f"  {step.name}  {done:6}{step.label}")
-    for line in costs.forecast(layout, each, confirming, fingerprint):
+    for line in [
+        *battery.described(config),
+        *costs.forecast(layout, each, confirming, fingerprint),
+    ]:
         say(line)
     return console.OK
 

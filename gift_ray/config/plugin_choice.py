@@ -128,7 +128,8 @@ def _attacks_differ(attacks: tuple[AttackConfig, ...]) -> tuple[AttackConfig, ..
     return attacks
 
 
-Attacks = Annotated[tuple[AttackConfig, ...], AfterValidator(_attacks_differ), Field(min_length=1)]
+DifferentAttacks = Annotated[tuple[AttackConfig, ...], AfterValidator(_attacks_differ)]
+Attacks = Annotated[DifferentAttacks, Field(min_length=1)]
 
 
 class MetricConfig(PluginConfig):

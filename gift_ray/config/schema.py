@@ -16,6 +16,7 @@ from gift_ray.config.part import EachOnce, Fraction, Part, Positive, Prompts
 from gift_ray.config.plugin_choice import (
     Attacks,
     DefenseConfig,
+    DifferentAttacks,
     MetricConfig,
     SourceConfig,
     metrics_differ,
@@ -157,15 +158,25 @@ class ConfirmConfig(Part):
 
     `seeds` are those of the attacks; the first also draws the images of the models as they are. `seed`
     gives the data split and the immunization another draw, and so releases another model; None keeps
-    the weights that were found.
+    the weights that were found. `battery` names a dated list of attacks, which is put behind `attacks`
+    when the study is read (gift_ray/study/battery.py).
     """
 
-    attacks: Attacks
+    attacks: DifferentAttacks = ()
+    battery: str | None = Field(
+        None, min_length=1, description="its date, as '2026-11', or the path of a file"
+    )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], EachOnce] = Field(min_length=1)
     seed: int | None = Field(None, ge=0)
     top_k: Positive = Field(
         1, description="settings of each released model; the best that passes wins"
     )
+
+    @model_validator(mode="after")
+    def _attacks_with_something(self) -> ConfirmConfig:
+        if not self.attacks and self.battery is None:
+            raise ValueError("needs attacks, or a battery, as 2026-11")
+        return self
 
 
 class GateConfig(Part):

@@ -17,6 +17,7 @@ from gift_ray.errors import ConfigError, DataError, GiftError
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.families import check_base
 from gift_ray.records.trials import earlier_trials
+from gift_ray.study.battery import with_battery
 from gift_ray.study.expand import each_concept
 from gift_ray.study.immunization import of_steps
 from gift_ray.study.measuring import is_published
@@ -31,7 +32,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     Raises:
         ConfigError, DataError, ModelError: all mistakes of the file, or what the machine lacks.
     """
-    config = each_concept(load_config(path, overrides, check=plugins.check))
+    config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
     _check_space(config)
     _check_steps(config)
     check_similarities(config)

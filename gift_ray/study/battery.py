@@ -1,0 +1,190 @@
+"""A battery: a dated list of attacks for a study's confirmation, which no defense saw while it was chosen.
+Learning rates and steps stand in its file as multiples of the study's own, since these differ by decades
+between models: `confirm: {battery: 2026-11}`, or the path of a file in the same form.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from gift_ray import plugins
+from gift_ray.config.mistakes import mistakes_of
+from gift_ray.config.part import Fraction, Part
+from gift_ray.config.plugin_choice import AttackConfig
+from gift_ray.config.read_config import with_values
+from gift_ray.config.schema import StudyConfig
+from gift_ray.config.yaml_text import read_yaml
+from gift_ray.errors import ConfigError
+
+FOLDER = Path(__file__).with_name("batteries")
+# What an attack of the battery takes from the study's own.
+SCALED = ("learning_rate", "max_train_steps")
+TAKEN = ("train_batch_size", "num_evaluations")
+
+
+class Entry(Part):
+    """One kind of attacker. `shares` are options counted in steps, as shares of the attack's steps."""
+
+    label: str
+    attack: str
+    rates: tuple[float, ...] = Field((1.0,), min_length=1)
+    steps: float = Field(1.0, gt=0)
+    shares: dict[str, Fraction] = Field(default_factory=dict)
+    benign: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Battery(Part):
+    """The attackers."""
+
+    attacks: tuple[Entry, ...] = Field(min_length=1)
+
+
+def with_battery(config: StudyConfig) -> StudyConfig:
+    """The study with the attacks of `confirm.battery` behind those of `confirm.attacks`.
+
+    Raises:
+        ConfigError: there is no such battery, its file is wrong, or its attacks don't fit the study.
+    """
+    if config.confirm is None or config.confirm.battery is None:
+        return config
+    battery = read(config.confirm.battery)
+    there = [member for attack in config.confirm.attacks for member in attack.members()]
+    own = [attack.model_dump(mode="json") for attack in config.confirm.attacks]
+    added = [
+        attack
+        for entry in battery.attacks
+        for attack in _attacks(entry, config)
+        if not any(_same(attack, other) for other in there)
+    ]
+    try:
+        return with_values(config, {"confirm.attacks": [*own, *added]}, check=plugins.check)
+    except ConfigError as error:
+        name = config.confirm.battery
+        raise ConfigError(
+            *(f"confirm.battery {name}: {line}" for line in error.mistakes)
+        ) from error
+
+
+def read(name: str) -> Battery:
+    """A battery by its date, or by its path.
+
+    Raises:
+        ConfigError: not found, or not a battery.
+    """
+    path = (
+        Path(name).expanduser()
+        if "/" in name or name.endswith(".yaml")
+        else FOLDER / f"{name}.yaml"
+    )
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        raise ConfigError(
+            f"confirm.battery: {name!r} is not there; available: {names}, or give the path of a file"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Battery.model_validate(raw)
+    except ValidationError as error:
+        fields = [*Battery.model_fields, *Entry.model_fields]
+        found = mistakes_of(error, lambda _: fields)
+        lines = [f"{path}: {field or 'battery'}: {message}" for field, message in found]
+        raise ConfigError(*lines) from error
+
+
+def described(config: StudyConfig) -> list[str]:
+    """What the confirmation attacks with, a line each; [] without a battery."""
+    confirm = config.confirm
+    if confirm is None or confirm.battery is None:
+        return []
+    members = [member for attack in confirm.attacks for member in attack.members()]
+    return [
+        f"battery {confirm.battery}: confirming takes {len(members)} attacks",
+        *map(_line, members),
+    ]
+
+
+def _line(attack: AttackConfig) -> str:
+    shown = (f"{key} {_in_short(value)}" for key, value in attack.options.items())
+    return f"  {attack.title}: {attack.name}, {', '.join(shown)}"
+
+
+def _in_short(value: Any) -> str:
+    """An option's value in one line; a source by its name."""
+    if isinstance(value, dict):
+        return str(value["name"])
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _attacks(entry: Entry, config: StudyConfig) -> list[dict[str, Any]]:
+    """The attacks of an entry as they would stand in the study, one for each rate."""
+    own = _own(entry.attack, config)
+    steps = max(1, round(own["max_train_steps"] * entry.steps))
+    shares = {option: max(1, round(share * steps)) for option, share in entry.shares.items()}
+    benign = {"benign_source": _benign(config)} if entry.benign else {}
+    several = len(entry.rates) > 1
+    return [
+        {
+            "name": entry.attack,
+            "label": f"{entry.label} x{rate:g}" if several else entry.label,
+            **own,
+            "learning_rate": own["learning_rate"] * rate,
+            "max_train_steps": steps,
+            **shares,
+            **benign,
+            **entry.options,
+        }
+        for rate in entry.rates
+    ]
+
+
+def _own(name: str, config: StudyConfig) -> dict[str, Any]:
+    """The study's own learning rate, steps, batch size and number of evaluations for an attack.
+
+    They are those of its first attack of that name. Without one, steps, batch and evaluations are those of
+    its first attack, and the learning rate departs from the plug-in's default by the same factor.
+    """
+    attacks = [
+        member
+        for attack in config.attacks
+        for member in attack.members()
+        if "learning_rate" in plugins.resolve("attacks", member.name).model_fields
+    ]
+    if not attacks:
+        raise ConfigError(
+            "confirm.battery: takes its learning rates from the study's attacks, and none has one; add "
+            "dreambooth to attacks"
+        )
+    first = next((attack for attack in attacks if attack.name == name), attacks[0])
+    found = {option: _value(first, option) for option in (*SCALED, *TAKEN)}
+    if first.name != name:
+        factor = found["learning_rate"] / _default(first.name, "learning_rate")
+        found["learning_rate"] = _default(name, "learning_rate") * factor
+    return found
+
+
+def _value(attack: AttackConfig, option: str) -> Any:
+    return attack.options.get(option, _default(attack.name, option))
+
+
+def _default(attack: str, option: str) -> Any:
+    return plugins.resolve("attacks", attack).model_fields[option].default
+
+
+def _benign(config: StudyConfig) -> dict[str, Any]:
+    """The attacker's benign images: of the first safe concept, else D_S's."""
+    concepts = config.concepts.safe
+    source = (concepts[0].attack_source or concepts[0].source) if concepts else config.prior.source
+    return source.model_dump(mode="json")
+
+
+def _same(attack: dict[str, Any], other: AttackConfig) -> bool:
+    options = {key: value for key, value in attack.items() if key not in ("name", "label")}
+    return attack["name"] == other.name and options == other.options
