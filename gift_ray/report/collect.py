@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gift_ray.config.schema import ReportConfig, StudyConfig
-from gift_ray.report.arms import compared, searched, undefended
+from gift_ray.report.arms import ReportArm, compared, searched, undefended
 from gift_ray.report.concept_cards import concept_cards
 from gift_ray.report.contents import Study
 from gift_ray.report.cost import read_cost
@@ -56,11 +56,7 @@ def collect(folder: Path, images: str | None = None) -> Study:
     rivals = dict(outline.get("rivals", ()))
     arms = [undefended(outline)]
     arms += compared(rivals, summary) if rivals else searched(config, trials, summary)
-    for arm in arms:
-        if arm.trial_id is not None and arm.scorecard is None:
-            steps.leave_out(arm.outline["steps"])
-        for name, label in arm.outline["steps"].items():
-            steps.record(name, label)
+    _read_records(steps, arms)
     chance = read_chance(steps, outline)
     curves = read_curves(steps, arms)
     recovered = recovery_curves(config, curves, chance, steps.problems)
@@ -98,6 +94,15 @@ def collect(folder: Path, images: str | None = None) -> Study:
         provenance=read_provenance(steps),
         protocol_id=(summary or {}).get("protocol_id", ""),
     )
+
+
+def _read_records(steps: FinishedSteps, arms: list[ReportArm]) -> None:
+    """Read the records of all steps of these arms; what a trial never came to is not missing."""
+    for arm in arms:
+        if arm.trial_id is not None and arm.scorecard is None:
+            steps.leave_out(arm.outline["steps"])
+        for name, label in arm.outline["steps"].items():
+            steps.record(name, label)
 
 
 def _compared_tables(summary: dict[str, Any] | None) -> dict[str, pd.DataFrame]:
