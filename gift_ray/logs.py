@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 FOLDER = "logs"
@@ -36,7 +37,9 @@ def to_study(study_dir: Path, name: str = DRIVER) -> Path:
     A process logs to one study at a time: the file of an earlier one is closed.
     """
     path = study_dir / FOLDER / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # What is wrong with the folder is said by the step that writes its result there, not by its log.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
     _add(logging.FileHandler(path, encoding="utf-8", delay=True), "study")
     return path
 
