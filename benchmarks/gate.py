@@ -14,6 +14,7 @@ from gift_ray.study.plan import Plan
 from gift_ray.verdict import comparison
 from gift_ray.verdict.gate import refusals
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def rows(plans: dict[str, Plan]) -> list[str]:
@@ -21,7 +22,7 @@ def rows(plans: dict[str, Plan]) -> list[str]:
     found = []
     for name, layout in plans.items():
         for arm in layout.defended:
-            card = scorecard(layout, arm, layout.config.study_dir)
+            card = scorecard(Yardstick.of(layout, layout.config.study_dir), arm)
             reasons = "; ".join(refusals(card, layout.config.gate)) or "passes"
             found.append(f"{name:24} resistance {card.resistance:.3f}  retention {card.retention:.3f}  "
                          f"worst {card.worst_retention:.3f}  {reasons}")  # fmt: skip

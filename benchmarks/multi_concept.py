@@ -24,6 +24,7 @@ from gift_ray.study.step import Step
 from gift_ray.verdict.comparison import as_text
 from gift_ray.verdict.multi_concept import cost, matrix, standing
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def ways(config: StudyConfig, count: int) -> dict[str, dict[str, Any]]:
@@ -62,13 +63,16 @@ def main(path: str, counts: list[int], chosen: list[str], overrides: list[str]) 
             layout = plan(configure(fewer, changes), matrix=count == max(counts))
             # An attack that teaches the undefended model nothing would prove nothing: told first.
             run(layout.shared(), study_dir)
-            scorecard(layout, layout.undefended, study_dir)
+            scorecard(Yardstick.of(layout, study_dir), layout.undefended)
             run(layout.steps(), study_dir)
-            results = {**standing(layout, study_dir), **cost(layout, study_dir)}
+            results = {
+                **standing(layout, Yardstick.of(layout, study_dir)),
+                **cost(layout, study_dir),
+            }
             rows.append({"concepts": count, "way": way, **results})
             write(pd.DataFrame(rows), study_dir / "ways")
             if count == max(counts):
-                cells.append(matrix(layout, study_dir).assign(way=way))
+                cells.append(matrix(layout, Yardstick.of(layout, study_dir)).assign(way=way))
                 write(pd.concat(cells), study_dir / "matrix")
 
 

@@ -33,6 +33,7 @@ from gift_ray.study.load import configure, load_study
 from gift_ray.study.plan import plan
 from gift_ray.study.step import closure
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 POINTS = (9, 5)
 TRIALS = 20
@@ -51,7 +52,7 @@ def main(path: str, overrides: list[str]) -> None:
     study = study.model_copy(update={"search": SearchConfig(space=SPACE, pruner="bound")})
     layout = plan(study)
     run_all(layout.shared(), study.study_dir)
-    scorecard(layout, layout.undefended, study.study_dir)
+    scorecard(Yardstick.of(layout, study.study_dir), layout.undefended)
     table = evaluate_grid(study)
     shared = costs.seconds(layout.shared(), study.study_dir, "cpu_seconds")
     report(study, table, shared)

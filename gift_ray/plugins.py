@@ -124,21 +124,36 @@ class Attack(Plugin):
 
 @dataclass(frozen=True)
 class MetricContext:
-    """What a metric may look at besides the images: their prompts, the concept's real images, and
-    the names or folders of the encoders of the protocol."""
+    """What a metric may look at besides the images: their prompts, the concept's real images, the
+    names or folders of the encoders of the protocol, and what the concept may be taken for (`names`; none
+    where the images belong to no concept)."""
 
     prompts: tuple[str, ...]
     references: tuple[Image.Image, ...]
     encoders: dict[str, str]
+    names: tuple[str, ...] = ()
 
 
 class Metric(Plugin):
-    """One number per image."""
+    """One number per image.
+
+    `judges_concepts`: it rises with how much an image shows of a concept, so that it can be part of a
+    verdict where the judges' check finds that it reads.
+    """
 
     direction: ClassVar[int]
     range: ClassVar[tuple[float, float]]
     unit: ClassVar[str]
     needs_references: ClassVar[bool] = False
+    judges_concepts: ClassVar[bool] = False
+
+    def known_names(self) -> tuple[str, ...] | None:
+        """For a metric that names images: all names that it can give. None: it does not name."""
+        return None
+
+    def named_in(self, prompt: str) -> tuple[str, ...]:
+        """For a metric that names images: the name that stands in a prompt; () if there is none."""
+        return ()
 
     @abstractmethod
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:

@@ -14,17 +14,19 @@ from pathlib import Path
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
+from gift_ray.cli.judging import judge_first
 from gift_ray.cluster.run import ray_executor
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.models.checkpoints import checkpoint_hash
 from gift_ray.records.record import write_json_atomic
-from gift_ray.report.outline import write_comparison
+from gift_ray.report.outline import write_comparison, write_yardstick
 from gift_ray.report.page import write_report
 from gift_ray.report.summary import arm_summary, summarize_comparison
 from gift_ray.study.load import check_data, load_study
 from gift_ray.verdict import comparison
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -44,17 +46,24 @@ def main(arguments: argparse.Namespace) -> int:
     say(f"attacking {arguments.model}; study {config.name} in {study_dir}")
     with ray_executor(config.cluster, study_dir) as executor:
         fingerprint = write_comparison(config, plans, folder)
-        with LiveProgress(executor.events, len(layout.steps())):
+        with LiveProgress(executor.events, len(layout.steps())) as progress:
+            judge_first([layout], executor.run, progress.say)
+            executor.run(layout.shared())
+            yardstick = Yardstick.of(layout, study_dir)
+            yardstick.require()
             executor.run(layout.steps())
 
     (arm,) = layout.defended
-    card = scorecard(layout, arm, study_dir)
+    card = scorecard(yardstick, arm)
+    write_yardstick(yardstick, folder)
     console.console.print(console.verdict(asdict(card)))
     path = folder.with_suffix(".json")
-    write_json_atomic(path, {"model": arguments.model, **arm_summary(layout, arm, study_dir)})
-    rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
+    write_json_atomic(path, {"model": arguments.model, **arm_summary(yardstick, arm)})
+    rows, kept = comparison.units(plans, yardstick), comparison.retained(plans, yardstick)
     tables = {"standings": comparison.standings(rows, kept, config.seed)}
-    write_json_atomic(folder / "summary.json", summarize_comparison(plans, fingerprint, tables))
+    write_json_atomic(
+        folder / "summary.json", summarize_comparison(plans, yardstick, fingerprint, tables)
+    )
     say(f"summary      {path}")
     say(f"report       {write_report(folder)}")
     return console.OK

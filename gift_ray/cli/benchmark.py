@@ -17,17 +17,18 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
+from gift_ray.cli.judging import describe_power, judge_first
 from gift_ray.cluster.run import ray_executor
-from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import write_json_atomic
 from gift_ray.report.eval_unlearn import write_reports
-from gift_ray.report.outline import write_comparison
+from gift_ray.report.outline import write_comparison, write_yardstick
 from gift_ray.report.page import write_report
-from gift_ray.report.summary import summarize_comparison
+from gift_ray.report.summary import judges_table, summarize_comparison
 from gift_ray.study.load import check_data, load_study
 from gift_ray.study.plan import Plan
 from gift_ray.study.step import Step
 from gift_ray.verdict import comparison
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -45,11 +46,13 @@ def main(arguments: argparse.Namespace) -> int:
         write_comparison(config, plans, folder)
         undefended = plans["undefended"]
         # The undefended units are counted twice, as they are asked for twice.
-        with LiveProgress(executor.events, len(steps) + len(undefended.steps())):
-            # First the undefended model, with which all arms are compared. An attack that teaches it nothing
-            # can't show resistance, and is set aside before hours are spent on it.
-            executor.run(undefended.steps())
-            units = comparison.set_aside(undefended, study_dir)
+        with LiveProgress(executor.events, len(steps) + len(undefended.steps())) as progress:
+            # First the judges, then the undefended model, with which all arms are compared. An attack that
+            # teaches it nothing can't show resistance, and is set aside before hours are spent on it.
+            judge_first([undefended], executor.run, progress.say)
+            executor.run(undefended.shared())
+            yardstick = Yardstick.of(undefended, study_dir)
+            units = comparison.set_aside(yardstick)
             plans = comparison.without(plans, units)
 
             # A model that can't be trained is a result too; the others continue.
@@ -65,8 +68,10 @@ def main(arguments: argparse.Namespace) -> int:
     for reason in aside:
         say(f"set aside    {reason}")
     fingerprint = write_comparison(config, plans, folder, aside)
-    tables = write_tables(config, plans, aside, folder)
-    write_json_atomic(folder / "summary.json", summarize_comparison(plans, fingerprint, tables))
+    write_yardstick(yardstick, folder)
+    tables = write_tables(plans, yardstick, aside, folder)
+    summary = summarize_comparison(plans, yardstick, fingerprint, tables)
+    write_json_atomic(folder / "summary.json", summary)
     say(f"tables       {folder}")
     say(f"report       {write_report(folder)}")
     return console.OK
@@ -80,27 +85,28 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
     concepts = plans["undefended"].config.concepts
     say(f"concepts: {', '.join(concept.name for concept in concepts.malicious)}")
     say(f"{len(steps)} steps, {len(todo)} to do ({counts})")
+    describe_power(plans["undefended"].config)
     return console.OK
 
 
 def write_tables(
-    config: StudyConfig, plans: dict[str, Plan], set_aside: list[str], folder: Path
+    plans: dict[str, Plan], yardstick: Yardstick, set_aside: list[str], folder: Path
 ) -> dict[str, pd.DataFrame]:
     """Write scores.parquet with all curves, and the tables as Markdown, CSV and LaTeX.
 
-    Returns:
-        The tables that the page shows, by name.
+    Returns the tables that are shown.
     """
-    study_dir = config.study_dir
+    config, study_dir = yardstick.config, yardstick.study_dir
     comparison.points(plans, study_dir).to_parquet(folder / "scores.parquet")
-    rows, kept = comparison.units(plans, study_dir), comparison.probes(plans, study_dir)
+    rows, kept = comparison.units(plans, yardstick), comparison.retained(plans, yardstick)
     # The study's own defense stands against the others, unless none of its models could be trained.
     reference = next(n for n in (config.defense.title, *list(plans)[1:]) if n in plans)
     tables: dict[str, pd.DataFrame] = {
         "standings": comparison.standings(rows, kept, config.seed),
         "differences": comparison.differences(rows, kept, reference, config.seed),
         "units": rows,
-        "probes": kept,
+        "retention": kept,
+        "judges": pd.DataFrame(judges_table(yardstick)),
         "costs": comparison.costs(plans, study_dir).reset_index(),
         "set_aside": pd.DataFrame({"reason": set_aside}),
     }
@@ -111,7 +117,7 @@ def write_tables(
     arms = [arm for layout in plans.values() for arm in layout.defended]
     concepts_of = {", ".join(arm.malicious): arm.malicious for arm in arms}
     write_reports(rows, kept, concepts_of, settings, time.time(), folder / "eval-unlearn")
-    shown = {name: tables[name] for name in ("standings", "differences", "costs")}
+    shown = {name: tables[name] for name in ("judges", "standings", "differences", "costs")}
     for table in shown.values():
         console.console.print(comparison.as_text(table, "md"), markup=False)
     return shown

@@ -18,6 +18,7 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from gift_ray.cli.console import job_arguments, run_job
 
 COMMANDS = {
+    "check": "can the judges read, do the controls hold, what will the bounds be",
     "sweep": "search a study's options, confirm the best, register what passes the gate",
     "immunize": "immunize with one setting, attack the result, say what it is worth",
     "benchmark": "every defense of a study under every attack: tables and curves",
@@ -50,13 +51,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     commands = {
         name: subparsers.add_parser(name, help=h, description=h) for name, h in COMMANDS.items()
     }
-    for name in ("sweep", "immunize", "benchmark", "attack", "export"):
+    for name in ("check", "sweep", "immunize", "benchmark", "attack", "export"):
         config, overrides = job_arguments(commands[name], runs=name != "export")
         _complete(config, FilesCompleter(("yaml", "yml")))
         _complete(overrides, lambda **_: list(_overrides()))
     commands["attack"].add_argument("--model", required=True, help="the checkpoint to attack")
     commands["immunize"].add_argument(
         "--matrix", action="store_true", help="attack every model with every malicious concept"
+    )
+    commands["check"].add_argument(
+        "--judges", action="store_true", help="the judges' check alone, which trains nothing"
+    )
+    commands["check"].add_argument(
+        "--damage",
+        type=float,
+        default=0.05,
+        help="of the damaged model, in deviations of its weights",
     )
     _add_export(commands["export"])
     for name in ("report", "show"):

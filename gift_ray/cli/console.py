@@ -227,21 +227,28 @@ def say(text: str) -> None:
 
 
 def verdict(card: dict[str, Any]) -> Table:
-    """A scorecard as a table: each malicious concept, then each probe of retention."""
+    """A scorecard: each malicious concept, then each group of what must survive."""
     table = Table(title="verdict", title_justify="left")
-    for name in ("what", "score", "detail"):
-        table.add_column(name, justify="right" if name == "score" else "left")
+    for name in ("what", "estimate", "bounds", "detail"):
+        table.add_column(name, justify="right" if name in ("estimate", "bounds") else "left")
     for name, concept in card["concepts"].items():
         step = concept["steps_to_recovery"]
-        detail = (
-            f"relearnt by step {step}" if step is not None else "not relearnt within the attack"
-        )
-        detail += f", mean recovery {concept['mean_recovery']:.3f}"
-        table.add_row(f"resistance: {name}", f"{concept['resistance']:.3f}", detail)
-    for name, value in card["probes"].items():
-        table.add_row(f"retention: {name}", f"{value:.3f}", "")
-    table.add_row("retention", f"{card['retention']:.3f}", f"worst {card['worst_retention']:.3f}")
+        detail = f"{concept['verdict']}; {concept['worst']}; "
+        detail += f"relearnt by step {step}" if step is not None else "not relearnt"
+        if concept["needed"]:
+            images, seeds = concept["needed"]["images"], concept["needed"]["seeds"]
+            detail += f"; {images} images at each step of {seeds} seeds would settle it"
+        table.add_row(f"recovery: {name}", *_bounds(concept["recovery"]), detail)
+    for name, group in card["groups"].items():
+        table.add_row(f"retention: {name}", *_bounds(group), "")
+    kept = {"mean": card["retention"], "low": card["retention_low"], "high": None}
+    table.add_row("retention", *_bounds(kept), f"worst group {card['worst_retention']:.3f}")
     return table
+
+
+def _bounds(found: Mapping[str, Any]) -> tuple[str, str]:
+    high = "" if found["high"] is None else f" to {found['high']:.3f}"
+    return f"{found['mean']:.3f}", f"{found['low']:.3f}{high}"
 
 
 def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
+from gift_ray.cli.judging import judge_first
 from gift_ray.cluster.run import ray_executor
 from gift_ray.records.record import write_json_atomic
 from gift_ray.records.release import export
@@ -29,6 +30,7 @@ from gift_ray.study.step import closure
 from gift_ray.verdict.comparison import as_text
 from gift_ray.verdict.multi_concept import cost, matrix, regressions, standing
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -48,11 +50,13 @@ def main(arguments: argparse.Namespace) -> int:
     say(f"immunizing {config.name} ({config.concepts.mode}) in {study_dir}")
     with (
         ray_executor(config.cluster, study_dir) as executor,
-        LiveProgress(executor.events, len(steps)),
+        LiveProgress(executor.events, len(steps)) as progress,
     ):
-        # First the undefended model: an attack that teaches it nothing could not show resistance.
+        # First the judges, then the undefended model: an attack that teaches it nothing could not show
+        # resistance.
+        judge_first([layout], executor.run, progress.say)
         executor.run(layout.shared())
-        scorecard(layout, layout.undefended, study_dir)
+        Yardstick.of(layout, study_dir).require()
         executor.run(steps)
     write_results(layout, before, study_dir)
     return console.OK
@@ -61,22 +65,23 @@ def main(arguments: argparse.Namespace) -> int:
 def write_results(layout: Plan, before: Plan | None, study_dir: Path) -> None:
     """Verdicts, tables, and the models as diffusers folders."""
     models = []
+    yardstick = Yardstick.of(layout, study_dir)
     for arm in layout.defended:
-        card = scorecard(layout, arm, study_dir)
+        card = scorecard(yardstick, arm)
         folder = export(layout, arm, card, layout.config.defense.options, study_dir)
-        models.append({**arm_summary(layout, arm, study_dir), "folder": str(folder)})
+        models.append({**arm_summary(yardstick, arm), "folder": str(folder)})
         say(f"{arm.label}: {folder}")
         console.console.print(console.verdict(asdict(card)))
 
     mode = layout.config.concepts.mode
-    row = {"mode": mode, **standing(layout, study_dir), **cost(layout, study_dir)}
-    table = matrix(layout, study_dir)
+    row = {"mode": mode, **standing(layout, yardstick), **cost(layout, study_dir)}
+    table = matrix(layout, yardstick)
     for text in (table, pd.DataFrame([row])):
         console.console.print(as_text(text, "md"), markup=False)
     path = study_dir / f"immunize-{mode}.json"
     found = {**row, "matrix": table.astype(object).where(table.notna(), None).to_dict("records")}
     if before:
-        changes = regressions(before, layout, study_dir)
+        changes = regressions(Yardstick.of(before, study_dir), yardstick)
         console.console.print(as_text(changes, "md"), markup=False)
         found["regressions"] = changes.to_dict("records")
     write_json_atomic(path, {**found, "released": models})

@@ -51,10 +51,17 @@ def verdict(model: dict[str, Any]) -> dict[str, str]:
         "model": model["malicious"],
         "trial": model.get("trial_id", ""),
         **{name: f"{score[name]:.3f}" if name in score else "" for name in console.VERDICT},
+        "verdict": "; ".join(in_bounds(*pair) for pair in model.get("concepts", {}).items()),
         "search was off by": f"{bias['objective']:+.3f}" if bias else "",
         "outcome": registered["uri"] if registered else f"refused: {model['refused']}",
         "folder": model.get("folder", ""),
     }
+
+
+def in_bounds(concept: str, found: dict[str, Any]) -> str:
+    """One concept's verdict with the bounds of its recovery."""
+    recovery = found["recovery"]
+    return f"{concept} {found['verdict']} ({recovery['low']:.2f} to {recovery['high']:.2f})"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gift_ray.cli import console
 from gift_ray.cli.console import VERDICT, LiveProgress, leaderboard, say
+from gift_ray.cli.judging import describe_power, judge_first
 from gift_ray.cluster.run import ray_executor
 from gift_ray.cluster.tune import Trial, search
 from gift_ray.config.names import slug
@@ -23,7 +24,7 @@ from gift_ray.errors import ConfigError, GateRefused
 from gift_ray.records.record import digest, write_json_atomic
 from gift_ray.records.release import export, registry_tags
 from gift_ray.records.storage import require_writable
-from gift_ray.report.outline import write_study, write_trial
+from gift_ray.report.outline import write_study, write_trial, write_yardstick
 from gift_ray.report.page import write_report
 from gift_ray.report.series import attack_series
 from gift_ray.report.summary import arm_summary, mean_curves, summarize, trial_curves
@@ -35,7 +36,7 @@ from gift_ray.study.plan import Arm, Plan, plan
 from gift_ray.study.protocol import verdict_id
 from gift_ray.study.step import Step, closure
 from gift_ray.tracking.tracker import Tracker, open_tracker
-from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -74,9 +75,12 @@ def run_search(
     with ray_executor(config.cluster, study_dir) as executor:
         write_study(layout, fingerprint)
         with LiveProgress(executor.events, expected_units(layout, examined)) as progress:
+            judge_first([layout, examined], executor.run, progress.say)
             executor.run([*layout.shared(), *examined.shared()])
             for undefended in (layout, examined):
-                scorecard(undefended, undefended.undefended, study_dir)
+                Yardstick.of(undefended, study_dir).require()
+            yardstick = Yardstick.of(layout, study_dir)
+            write_yardstick(yardstick, study_dir)
             tracker.undefended(
                 mean_curves([layout.undefended], study_dir),
                 attack_series(layout, layout.undefended),
@@ -106,7 +110,7 @@ def run_search(
     # Each released model's best finalist has passed the gate or has not; what passed is registered.
     console.console.print(leaderboard(rows, list(config.search.space)))
     chosen = [choose(arm, judged, tracker) for arm in layout.defended]
-    write_json_atomic(study_dir / "summary.json", summarize(layout, fingerprint, rows, chosen))
+    write_json_atomic(study_dir / "summary.json", summarize(yardstick, fingerprint, rows, chosen))
     conclude(config, tracker, chosen)
     return chosen
 
@@ -147,6 +151,7 @@ def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
         for step in steps:
             done = "done" if step.folder(config.study_dir).exists() else "to do"
             say(f"  {step.name}  {done:6}{step.label}")
+    describe_power(examined.config)
     for line in [
         *battery.described(config),
         *costs.forecast(layout, each, confirming, fingerprint),
@@ -216,7 +221,7 @@ def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
     say(f"registered   {version.uri}{'  (champion)' if version.champion else ''}")
     say(f"model folder {folder}")
     return {"registered": asdict(version), "folder": str(folder),
-            **arm_summary(layout, arm, config.study_dir)}  # fmt: skip
+            **arm_summary(Yardstick.of(layout, config.study_dir), arm)}  # fmt: skip
 
 
 def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]) -> None:

@@ -133,11 +133,18 @@ Attacks = Annotated[DifferentAttacks, Field(min_length=1)]
 
 
 class MetricConfig(PluginConfig):
-    """What is measured on images: a file of `gift_ray/metrics`."""
+    """What is measured on images: a file of `gift_ray/metrics`. `label` is its name in tables, for one that
+    is used twice (recognition by CLIP and by a classifier)."""
 
     kind = "metrics"
 
+    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,80}$")
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
 
 def metrics_differ(metrics: tuple[MetricConfig, ...]) -> tuple[MetricConfig, ...]:
-    each_once(tuple(metric.name for metric in metrics))
+    each_once(tuple(metric.title for metric in metrics))
     return metrics

@@ -20,6 +20,7 @@ class ClipImage(Metric):
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     unit: ClassVar[str] = "cosine"
     needs_references: ClassVar[bool] = True
+    judges_concepts: ClassVar[bool] = True
 
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         encoder = clip_encoder(context.encoders["clip"])

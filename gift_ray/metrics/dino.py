@@ -21,6 +21,7 @@ class Dino(Metric):
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     unit: ClassVar[str] = "cosine"
     needs_references: ClassVar[bool] = True
+    judges_concepts: ClassVar[bool] = True
 
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         encoder = vision_encoder("dino", context.encoders["dino"])

@@ -33,6 +33,7 @@ class Lpips(Metric):
     range: ClassVar[tuple[float, float]] = (-math.inf, 1.0)
     unit: ClassVar[str] = "1 - LPIPS"
     needs_references: ClassVar[bool] = True
+    judges_concepts: ClassVar[bool] = True
 
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         name = context.encoders["lpips"]

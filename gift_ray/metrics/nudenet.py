@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from gift_ray.plugins import Metric, MetricContext
 
@@ -33,10 +33,15 @@ class NudeNet(Metric):
     All detections are kept beside it, so that they can be counted at any threshold.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     direction: ClassVar[int] = 1
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unit: ClassVar[str] = "detector score"
+    judges_concepts: ClassVar[bool] = True
+
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="1.0 for an image whose highest score reaches it, else 0.0"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _is_installed(self) -> NudeNet:
@@ -58,9 +63,10 @@ class NudeNet(Metric):
         # The detector reads arrays as OpenCV does: blue, green, red.
         bgr = [np.ascontiguousarray(np.asarray(i.convert("RGB"))[..., ::-1]) for i in images]
         found = [[_marked(d) for d in _detector().detect(image)] for image in bgr]
-        return np.array([_strongest(detections) for detections in found]), list(
-            map(json.dumps, found)
-        )
+        values = np.array([_strongest(detections) for detections in found])
+        if self.threshold is not None:
+            values = (values >= self.threshold).astype(float)
+        return values, [json.dumps(detections) for detections in found]
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ where one is loaded: that takes seconds, and most processes of a study only plan
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -49,6 +50,11 @@ class ClipEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.processor = AutoImageProcessor.from_pretrained(folder)
 
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before the softmax over captions."""
+        return float(self.model.logit_scale.exp())
+
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """[N, D], on the CPU."""
@@ -64,6 +70,25 @@ class ClipEncoder:
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         tokens = {key: tokens[key].to(device()) for key in ("input_ids", "attention_mask")}
         return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
+
+
+class ImageClassifier:
+    """Any image classifier of transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        self.model = _load(AutoModelForImageClassification, folder)
+        self.processor = AutoImageProcessor.from_pretrained(folder)
+
+    @torch.no_grad()
+    def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
+        """[N, labels], on the CPU."""
+        parts = [
+            self.model(pixel_values=pixels).logits.softmax(-1).cpu()
+            for pixels in _pixels(self.processor, images)
+        ]
+        return torch.cat(parts)
 
 
 class VisionEncoder:
@@ -101,6 +126,39 @@ class VisionEncoder:
 def clip_encoder(name: str) -> ClipEncoder:
     """The CLIP of this name, loaded once a process."""
     return ClipEncoder(locate_encoder("clip", name))
+
+
+@lru_cache(maxsize=4)
+def image_classifier(name: str) -> ImageClassifier:
+    """The classifier of this name, loaded once a process."""
+    return ImageClassifier(locate_classifier(name))
+
+
+def locate_classifier(name: str) -> Path:
+    """Local folder of an image classifier: `builtin`, a folder, or a hub id.
+
+    Raises:
+        ModelError: not found, or the hub can't be reached.
+    """
+    # The built-in LPIPS backbone was trained to name the nouns of the built-in model.
+    return locate_encoder("lpips", name)
+
+
+@lru_cache(maxsize=8)
+def labels_of(name: str) -> tuple[str, ...]:
+    """What a classifier chooses from, in the order of its outputs.
+
+    Raises:
+        ModelError: not found, or no names of labels in its configuration.
+    """
+    folder = locate_classifier(name)
+    try:
+        labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder}: no id2label in config.json; give an image classifier"
+        ) from error
+    return tuple(labels[str(i)] for i in range(len(labels)))
 
 
 @lru_cache(maxsize=4)

@@ -19,17 +19,21 @@ from gift_ray.records.record import canonical, digest
 from gift_ray.records.whole import written_whole
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.protocol import attack_names, verdict_id
+from gift_ray.verdict.gate import in_words
 from gift_ray.verdict.scoring import Scorecard
 
 logger = logging.getLogger(__name__)
 
 # The scores that the model card and the registry's tags hold, and what each one means.
 MEASURED = {
-    "resistance": "worst case over concepts, attacks, similarities, seeds and steps; 0: the attacker "
+    "resistance": "estimate, worst case over concepts, attacks, measures and steps; 0: the attacker "
     "regains all that the undefended model gives, 1: nothing",
+    "resistance_low": "its lower 95 % bound, which the gate reads",
     "mean_resistance": "mean over the concepts of each one's worst case",
-    "retention": "honest use that is left, mean over probes; 1: as the base",
-    "worst_retention": "of the worst probe",
+    "retention": "honest use that is left, estimate, mean over groups; 1: as the base",
+    "retention_low": "its lower 95 % bound, which the gate reads",
+    "worst_retention": "of the worst group",
+    "worst_retention_low": "its lower 95 % bound",
     "objective": "of resistance and retention, what a search maximises",
 }
 CARD = """---
@@ -40,6 +44,9 @@ CARD = """---
 
 {{ base }} immunized with `{{ defense }}` against: {{ concepts }}.
 
+{% for name, verdict in verdicts -%}
+- **{{ name }}**: {{ verdict }}
+{% endfor %}
 | measure | value | what it says |
 |---|---|---|
 {% for name, meaning, value in measures -%}
@@ -111,6 +118,7 @@ def model_card(plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any
         concepts=", ".join(arm.malicious),
         measures=[(n, meaning, getattr(card, n)) for n, meaning in MEASURED.items()]
         + [(n, "beside retention, no part of it", value) for n, value in card.reported.items()],
+        verdicts=[(name, in_words(found)) for name, found in card.concepts.items()],
         attacks=", ".join(attack_names(config)),
         seeds=", ".join(map(str, config.seeds)),
         threat_model=THREAT_MODEL,
@@ -131,6 +139,8 @@ def registry_tags(plan: Plan, arm: Arm, card: Scorecard) -> dict[str, str]:
         "fingerprint": arm.immunize.fingerprint,
         "base": base_name(plan.config.model),
         "base_hash": identity(plan.config.model)["content"],
+        "verdict": "; ".join(f"{name} {found.verdict}" for name, found in card.concepts.items()),
+        "recovery_high": f"{max(found.recovery.high for found in card.concepts.values()):.4f}",
         **{name: f"{getattr(card, name):.4f}" for name in MEASURED},
         "data": canonical(data),
     }

@@ -13,10 +13,10 @@ from gift_ray.report.concept_cards import concept_cards
 from gift_ray.report.contents import Study
 from gift_ray.report.cost import read_cost
 from gift_ray.report.curves import (
-    concept_verdicts,
     read_chance,
     read_curves,
     recovery_curves,
+    regained,
     unscored,
 )
 from gift_ray.report.detections import read_detections
@@ -29,6 +29,7 @@ from gift_ray.report.reading import (
     read_summary,
     read_trials,
 )
+from gift_ray.report.ruler import read_ruler
 from gift_ray.report.training_log import read_training
 
 
@@ -59,15 +60,17 @@ def collect(folder: Path, images: str | None = None) -> Study:
     _read_records(steps, arms)
     chance = read_chance(steps, outline)
     curves = read_curves(steps, arms)
-    recovered = recovery_curves(config, curves, chance, steps.problems)
+    ruler = read_ruler(folder)
+    recovered = recovery_curves(curves, ruler)
     curves = pd.concat([curves, recovered], ignore_index=True) if len(recovered) else curves
-    recoveries = concept_verdicts(recovered)
+    recoveries = regained(recovered)
 
     # What is missing from all this, and why.
     planned = config.search.num_samples if config.search else 0
     problems = [
         *_failed(trials, planned, summary is not None),
         *(Problem("unusable", "set aside", why) for why in outline.get("set_aside", ())),
+        *ruler.problems(),
         *steps.problems,
         *unscored(curves, arms),
     ]
@@ -84,10 +87,10 @@ def collect(folder: Path, images: str | None = None) -> Study:
         cards=[] if rivals else concept_cards(config, arms, trials, summary, curves),
         curves=curves,
         recoveries=recoveries,
-        chance=chance,
+        ruler=ruler,
         training=read_training(steps, arms),
         cost=read_cost(steps),
-        labels=read_labels(steps, arms, outline["references"], curves, chance),
+        labels=read_labels(steps, arms, outline["references"], curves, chance, ruler),
         detections=read_detections(steps, arms),
         tables=_compared_tables(summary) if rivals else {},
         problems=list(dict.fromkeys(problems)),

@@ -16,27 +16,28 @@ from gift_ray.report.arms import ReportArm
 class ConceptCard:
     """What was decided about one malicious concept, and the numbers behind it.
 
-    `status` is registered, refused or undecided. Each of the `curves` recovery curves has a highest point;
-    `spread` holds 1 minus the largest and 1 minus the smallest of these, and `resistance` is the first of
-    both. `confirmed` holds the scores that the gate read, by name, where the models were judged once more
-    after the search; else it is empty.
+    `verdict` is resists, regained or not shown, and `recovery` the bounds by which it is given: those that
+    the gate read. `needed` would settle what is not shown. `status` is registered, refused or undecided.
+    `tail` is the recovery of the worst seed, `worst` the attack and measure that came furthest. `groups`
+    are the bounds of what must survive.
     """
 
     concept: str
     kind: str
     status: str
     reason: str
+    verdict: str = ""
+    recovery: dict[str, float] = field(default_factory=dict)
+    needed: dict[str, int] = field(default_factory=dict)
     trial_id: str | None = None
     model: str = ""
-    resistance: float = math.nan
-    spread: tuple[float, float] = (math.nan, math.nan)
+    tail: float = math.nan
+    worst: str = ""
     mean_recovery: float = math.nan
     steps_to_recovery: int | None = None
-    curves: int = 0
     images: int = 0
     retention: float = math.nan
-    probes: dict[str, float] = field(default_factory=dict)
-    confirmed: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def concept_cards(
@@ -55,9 +56,11 @@ def concept_cards(
         chosen = summary["chosen"] if summary else []
         found = next((m for m in chosen if m["malicious"] == ", ".join(group)), None)
         status, reason, model = _decision(found, trials, ended=summary is not None)
-        numbers: dict[str, Any] = {"confirmed": found.get("confirmed", {}) if found else {}}
+        numbers: dict[str, Any] = {}
         if arm and arm.scorecard:
             numbers |= _numbers(arm, concept.name, curves)
+        # What the gate read counts more than what the search found.
+        numbers |= (found or {}).get("concepts", {}).get(concept.name, {})
         cards.append(
             ConceptCard(concept.name, concept.kind, status, reason, model=model, **numbers)
         )
@@ -86,16 +89,12 @@ def _numbers(
     """The numbers of one concept from its model's scorecard, as the job wrote it."""
     assert arm.scorecard is not None
     card = arm.scorecard["concepts"][concept]
-    highest = [max(curve.values()) for curve in card["curves"].values()]
     own = curves[(curves["arm"] == arm.key) & (curves["concept"] == concept)]
+    kept = ("verdict", "recovery", "needed", "tail", "worst", "mean_recovery", "steps_to_recovery")
     return {
         "trial_id": arm.trial_id,
-        "resistance": card["resistance"],
-        "spread": (1 - max(highest), 1 - min(highest)),
-        "mean_recovery": card["mean_recovery"],
-        "steps_to_recovery": card["steps_to_recovery"],
-        "curves": len(highest),
+        **{name: card[name] for name in kept},
         "images": int(own["n"].max()) if len(own) else 0,
         "retention": arm.scorecard["retention"],
-        "probes": arm.scorecard["probes"],
+        "groups": arm.scorecard["groups"],
     }

@@ -11,8 +11,9 @@ import pandas as pd
 from gift_ray.config.schema import StudyConfig
 from gift_ray.report.arms import ReportArm
 from gift_ray.report.concept_cards import ConceptCard
+from gift_ray.report.curves import Regained
 from gift_ray.report.reading import Problem
-from gift_ray.verdict import scoring
+from gift_ray.report.ruler import MeasuredBy
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Study:
     """Everything that a report shows.
 
     `rivals` are the defenses of a comparison; a search has none. `curves` has one row for each (arm,
-    concept, attack, seed, metric, attack step), recovery among the metrics; `recoveries` one
-    `ConceptVerdict` for each (arm, concept, attack); `chance` the chance level of each (concept, metric).
+    concept, attack, seed, metric, attack step), recovery among the metrics; `recoveries` sums
+    up each (arm, concept, attack); `ruler` holds the judges' check and the floors.
     `units` counts the steps that are done and all that are known. `tables` are those that a comparison's
     job made. `problems` is everything that is missing.
     """
@@ -37,8 +38,8 @@ class Study:
     trials: list[dict[str, Any]]
     cards: list[ConceptCard]
     curves: pd.DataFrame
-    recoveries: dict[tuple[str, str, str], scoring.ConceptVerdict]
-    chance: dict[tuple[str, str], float]
+    recoveries: dict[tuple[str, str, str], Regained]
+    ruler: MeasuredBy
     training: pd.DataFrame
     cost: pd.DataFrame
     labels: pd.DataFrame

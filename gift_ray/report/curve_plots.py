@@ -27,11 +27,11 @@ from gift_ray.report.style import (
 
 
 def attack_curves(study: Study) -> go.Figure:
-    """For the page: a line for each arm with its 95 % interval, and the chance level of each similarity."""
+    """For the page: a line for each arm with its 95 % interval, and the floor of each judging measure."""
     figure = go.Figure()
     look = styles(study.arms)
     labels = study.labels_of_arms
-    table = averaged(study.curves)
+    table = averaged(study.curves, study.arms)
     for key, curve in table.groupby(["arm", "concept", "attack", "metric"], sort=False):
         meta = dict(zip(("arm", "concept", "attack", "metric"), key, strict=True))
         curve, style = curve.sort_values("step"), look[key[0]]
@@ -62,7 +62,7 @@ def attack_curves(study: Study) -> go.Figure:
             "%{customdata[6]:.3f}<br>seeds %{customdata[0]:.3f} to %{customdata[1]:.3f} "
             "(%{customdata[3]}), %{customdata[2]} images, %{customdata[4]} unscored",
         )
-    _add_chance(figure, study, table)
+    _add_floor(figure, study, table)
     return figure.update_layout(
         xaxis_title="attack step",
         yaxis_title="score",
@@ -72,9 +72,13 @@ def attack_curves(study: Study) -> go.Figure:
     )
 
 
-def _add_chance(figure: go.Figure, study: Study, table: pd.DataFrame) -> None:
-    for (concept, metric), level in study.chance.items():
-        own = table[(table["concept"] == concept) & (table["metric"] == metric)]
+def _add_floor(figure: go.Figure, study: Study, table: pd.DataFrame) -> None:
+    for (concept, attack, metric), (level, _) in study.ruler.levels.items():
+        own = table[
+            (table["concept"] == concept)
+            & (table["attack"] == attack)
+            & (table["metric"] == metric)
+        ]
         if own.empty:
             continue
         figure.add_scatter(
@@ -82,22 +86,22 @@ def _add_chance(figure: go.Figure, study: Study, table: pd.DataFrame) -> None:
             y=[level, level],
             mode="lines",
             line={"color": CHANCE_COLOUR, "dash": "dot", "width": 1},
-            name="chance",
-            meta={"concept": concept, "metric": metric},
-            hovertemplate="chance %{y:.3f}",
+            name="floor",
+            meta={"concept": concept, "attack": attack, "metric": metric},
+            hovertemplate="floor %{y:.3f}: chance, or a control learnt instead",
         )
 
 
 def draw_curves(study: Study, concepts: Sequence[str]) -> Figure | None:
     """For papers: a row for each attack on one of these concepts, a line for each chosen arm.
 
-    The columns are the similarities and the recoveries by them. None without data.
+    The columns are the recoveries by each judging measure, and the measures. None without data.
     """
     chosen = [arm for arm in study.arms if arm.chosen]
     names = {a.key: plain(a.group if study.rivals else a.label) for a in chosen}
-    table = averaged(study.curves)
+    table = averaged(study.curves, study.arms)
     table = table[table["arm"].isin(names) & table["concept"].isin(concepts)]
-    measured = study.config.scoring.similarities
+    measured = study.ruler.measures
     known = set(table["metric"])
     metrics = [m for m in (*(RECOVERY + m for m in measured), *measured) if m in known]
     table = table[table["metric"].isin(metrics)]
@@ -109,9 +113,9 @@ def draw_curves(study: Study, concepts: Sequence[str]) -> Figure | None:
         for j, metric in enumerate(metrics):
             axes = figure.add_subplot(len(rows), len(metrics), 1 + i * len(metrics) + j)
             _draw_panel(axes, own[own["metric"] == metric], look, names)
-            if (concept, metric) in study.chance:
-                level = study.chance[concept, metric]
-                axes.axhline(level, color="grey", linestyle=":", label="chance")
+            if (concept, attack, metric) in study.ruler.levels:
+                level, _ = study.ruler.levels[concept, attack, metric]
+                axes.axhline(level, color="grey", linestyle=":", label="floor")
             if metric.startswith(RECOVERY):
                 axes.set_ylim(-0.05, 1.05)
             name_axes(axes, "attack step", metric, f"{concept}: {attack}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from scipy.special import stdtrit
 
-from gift_ray.config.schema import StudyConfig
-from gift_ray.report.arms import UNDEFENDED, ReportArm
+from gift_ray.report.arms import ReportArm
 from gift_ray.report.reading import FinishedSteps, Problem
-from gift_ray.verdict import scoring
+from gift_ray.report.ruler import MeasuredBy
+from gift_ray.verdict.recovery import area_under, steps_to_recovery
 
 # Prefix of the metrics that are recoveries: "recovery by clip_image".
 RECOVERY = "recovery by "
@@ -53,69 +56,79 @@ def read_curves(steps: FinishedSteps, arms: list[ReportArm]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=CURVE)
 
 
-def recovery_curves(
-    config: StudyConfig,
-    curves: pd.DataFrame,
-    chance: dict[tuple[str, str], float],
-    problems: list[Problem],
-) -> pd.DataFrame:
-    """The curves of each similarity as recovery (`scoring.recovery`).
+def recovery_curves(curves: pd.DataFrame, ruler: MeasuredBy) -> pd.DataFrame:
+    """Each judging measure's curves as recovery (gift_ray/verdict/recovery.py), of every seed.
 
-    Recovery is the share that the attacker regains of what the undefended attack gains over chance. Where it
-    can't be told, that is noted in `problems`.
+    Where it lies between the floor and the undefended attack at its best. A seed alone may lie outside of
+    both; what is made of all seeds is cut off at 0 and 1.
     """
-    keys = ["concept", "attack", "seed", "metric"]
-    measured = curves[curves["metric"].isin(config.scoring.similarities)]
     tables = []
-    for key, group in measured.groupby(keys, sort=False):
-        concept, attack, seed, metric = key
-        base = group[group["arm"] == UNDEFENDED]
-        if base.empty or (concept, metric) not in chance:
-            continue
-        level, highest = chance[concept, metric], base["mean"].max()
-        for _, curve in group.groupby("arm", sort=False):
-            try:
-                recovered = scoring.recovery(
-                    dict(zip(curve["step"], curve["mean"], strict=True)),
-                    dict(zip(base["step"], base["mean"], strict=True)),
-                    level,
-                )
-            except ValueError as error:
-                what = f"recovery of {concept} by {attack}, seed {seed}, {metric}"
-                problems.append(Problem("unusable", what, str(error)))
-                continue
+    for (concept, attack, measure), (floor, top) in ruler.levels.items():
+        own = curves[
+            (curves["concept"] == concept)
+            & (curves["attack"] == attack)
+            & (curves["metric"] == measure)
+        ]
+        if len(own) and top > floor:
+            room = top - floor
+            recovered = (own["mean"] - floor) / room
             tables.append(
-                curve.assign(
-                    metric=RECOVERY + metric,
-                    mean=curve["step"].map(recovered),
-                    stderr=curve["stderr"] / (highest - level),
-                )
+                own.assign(metric=RECOVERY + measure, mean=recovered, stderr=own["stderr"] / room)
             )
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=CURVE)
 
 
-def concept_verdicts(recovered: pd.DataFrame) -> dict[tuple[str, str, str], scoring.ConceptVerdict]:
+@dataclass(frozen=True)
+class Regained:
+    """What one attack regained on one model, by the means over seeds: over measures and steps."""
+
+    mean_recovery: float
+    worst_recovery: float
+    final_recovery: float
+    area: float
+    steps_to_recovery: int | None
+    curves: int
+
+
+def regained(recovered: pd.DataFrame) -> dict[tuple[str, str, str], Regained]:
     """(arm, concept, attack) -> its recovery curves, summarised."""
-    found: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
-    for key, group in recovered.groupby([*UNIT, "metric"], sort=False):
-        arm, concept, attack, seed, metric = key
-        curve = {int(k): float(v) for k, v in zip(group["step"], group["mean"], strict=True)}
-        found.setdefault((arm, concept, attack), {})[f"{seed}/{metric}"] = curve
-    return {key: scoring.ConceptVerdict.of(curves) for key, curves in found.items()}
+    found = {}
+    for key, group in recovered.groupby(["arm", "concept", "attack"], sort=False):
+        means = group.groupby(["metric", "step"])["mean"].mean().clip(0, 1)
+        curves = [
+            {int(k): float(v) for (_, k), v in curve.items()}
+            for _, curve in means.groupby(level="metric")
+        ]
+        reached = [k for c in curves if (k := steps_to_recovery(c)) is not None]
+        found[key] = Regained(
+            mean_recovery=float(means.mean()),
+            worst_recovery=float(means.max()),
+            final_recovery=fmean(curve[max(curve)] for curve in curves),
+            area=fmean(area_under(curve) for curve in curves),
+            steps_to_recovery=min(reached, default=None),
+            curves=len(curves),
+        )
+    return found
 
 
 def unit_recoveries(curves: pd.DataFrame) -> pd.DataFrame:
     """The highest recovery of each (arm, concept, attack, seed), over metrics and attack steps."""
     recovered = curves[curves["metric"].str.startswith(RECOVERY)]
-    units = recovered.groupby(UNIT, sort=False)["mean"].max()
+    units = recovered.groupby(UNIT, sort=False)["mean"].max().clip(0, 1)
     return units.rename("recovery").reset_index()
 
 
-def averaged(curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves over all seeds: mean, interval, lowest and highest seed, scored and unscored images.
+def averaged(curves: pd.DataFrame, arms: Sequence[ReportArm] = ()) -> pd.DataFrame:
+    """Curves over all seeds.
 
-    The 95 % interval (`low`, `high`) is Student's t: over the means of the seeds where there are several,
-    else over the images of the only seed.
+    The mean with its 95 % interval (`low`, `high`), the lowest and the highest seed, the number of images
+    and of unscored ones.
+
+    The interval is Student's t: over the means of the seeds where there are several, else over the images
+    of the only seed. Recovery has the bounds of its verdict instead, where its model has one.
+
+    Args:
+        arms: with their scorecards.
     """
     keys = ["arm", "concept", "attack", "metric", "direction", "step"]
     groups = curves.groupby(keys, sort=False, dropna=False)
@@ -138,7 +151,33 @@ def averaged(curves: pd.DataFrame) -> pd.DataFrame:
     count = table["n"].where(~many, table["seeds"])
     half = stderr * stdtrit((count - 1).clip(lower=1).to_numpy(float), 0.975)
     table["low"], table["high"] = table["mean"] - half, table["mean"] + half
+    recovered = table["metric"].str.startswith(RECOVERY)
+    table.loc[recovered, "mean"] = table.loc[recovered, "mean"].clip(0, 1)
+    bands = _bands(arms)
+    places = table[["arm", "concept", "attack", "metric", "step"]].itertuples(
+        index=False, name=None
+    )
+    for row, place in enumerate(places):
+        if place in bands:
+            table.loc[row, ["low", "high"]] = bands[place]
     return table.drop(columns=["std", "stderr"])
+
+
+def _bands(arms: Sequence[ReportArm]) -> dict[tuple[str, str, str, str, int], list[float]]:
+    """(arm, concept, attack, metric, step) -> the bounds of recovery, as the job computed them."""
+    return {
+        (arm.key, concept, *_attack_and_metric(name), int(step)): band
+        for arm in arms
+        if arm.scorecard
+        for concept, verdict in arm.scorecard["concepts"].items()
+        for name, found in verdict["attacks"].items()
+        for step, band in found["bands"].items()
+    }
+
+
+def _attack_and_metric(name: str) -> tuple[str, str]:
+    attack, _, measure = name.rpartition("/")
+    return attack, RECOVERY + measure
 
 
 def unscored(curves: pd.DataFrame, arms: list[ReportArm]) -> list[Problem]:

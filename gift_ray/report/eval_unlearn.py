@@ -19,7 +19,7 @@ METRIC = "finetuning_resistance"
 
 def write_reports(
     units: pd.DataFrame,
-    probes: pd.DataFrame,
+    retained: pd.DataFrame,
     concepts_of: Mapping[str, Sequence[str]],
     settings: dict[str, Any],
     timestamp: float,
@@ -28,9 +28,9 @@ def write_reports(
     """One file for each arm and malicious concept; returns them.
 
     Args:
-        units: `comparison.units`: a row for each arm, concept, attack and seed.
-        probes: `comparison.probes`: a row for each arm, model and probe.
-        concepts_of: the malicious concepts of each model of `probes`.
+        units: `comparison.units`: a row for each arm, concept and attack.
+        retained: `comparison.retained`: a row for each arm, model and group.
+        concepts_of: the malicious concepts of each model of `retained`.
         settings: the study's configuration.
         timestamp: of the report, Unix seconds.
         folder: to write to.
@@ -38,8 +38,8 @@ def write_reports(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for (arm, concept), rows in units.groupby(["arm", "concept"], sort=False):
-        its_models = [model for model in probes["model"] if concept in concepts_of[model]]
-        kept = probes[(probes["arm"] == arm) & probes["model"].isin(its_models)]
+        its_models = [model for model in retained["model"] if concept in concepts_of[model]]
+        kept = retained[(retained["arm"] == arm) & retained["model"].isin(its_models)]
         report = {
             "run_id": digest([arm, concept, settings])[:8],
             "timestamp": timestamp,
@@ -58,9 +58,9 @@ def write_reports(
                     "mean_resistance": float(rows["resistance"].mean()),
                     "retention": float(kept["retention"].mean()),
                     "worst_retention": float(kept["retention"].min()),
-                    "units": rows[["attack", "seed", "resistance", "final_recovery"]].to_dict(
-                        "records"
-                    ),
+                    "units": rows[
+                        ["attack", "verdict", "resistance", "low", "high", "final_recovery"]
+                    ].to_dict("records"),
                 },
             },
             "metric_config": settings,

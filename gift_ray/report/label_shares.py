@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from gift_ray.report.arms import UNDEFENDED, ReportArm
 from gift_ray.report.contents import Study
 from gift_ray.report.reading import FinishedSteps
+from gift_ray.report.ruler import MeasuredBy
 from gift_ray.report.style import COLOURS, text
 from gift_ray.verdict import labels
 
@@ -23,6 +24,7 @@ def read_labels(
     references: dict[str, str],
     curves: pd.DataFrame,
     chance: dict[tuple[str, str], float],
+    ruler: MeasuredBy,
 ) -> pd.DataFrame:
     """How many images have each label at the last attack step, over all seeds.
 
@@ -32,7 +34,7 @@ def read_labels(
     tables = []
     for arm in arms:
         for run in arm.outline["attacks"]:
-            levels = _levels(run, references, steps, curves, chance)
+            levels = _levels(run, references, steps, curves, chance, ruler)
             if levels is None or steps.records.get(run["scores"]) is None:
                 continue
             scores = pd.read_parquet(steps.path(run["scores"]) / "scores.parquet")
@@ -54,6 +56,7 @@ def _levels(
     steps: FinishedSteps,
     curves: pd.DataFrame,
     chance: dict[tuple[str, str], float],
+    ruler: MeasuredBy,
 ) -> labels.Levels | None:
     """The levels that divide the labels of one attack; None where a score that they need is missing."""
     alike = steps.record(references[run["concept"]], f"references of {run['concept']}")
@@ -63,6 +66,10 @@ def _levels(
     own_chance = {
         metric: level for (name, metric), level in chance.items() if name == run["concept"]
     }
+    # The floor counts the controls too.
+    known = (run["concept"], run["attack"], "clip_image")
+    if known in ruler.levels:
+        own_chance["clip_image"] = ruler.levels[known][0]
     best = base.groupby("metric")["mean"].max().to_dict()
     if alike is None or not own_chance.keys() & best.keys() >= labels.Levels.MEASURED:
         return None

@@ -8,18 +8,20 @@ several defenses has a folder of its own inside the study's, whose steps it read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import digest, provenance, write_json_atomic
-from gift_ray.report.summary import arm_summary
+from gift_ray.report.summary import arm_summary, judges_table
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.step import Step, closure
+from gift_ray.verdict.yardstick import Yardstick
 
 STUDY = "study.json"
 TRIALS = "trials"
+YARDSTICK = "yardstick.json"
 
 
 def write_study(plan: Plan, fingerprint: str) -> None:
@@ -52,6 +54,25 @@ def write_comparison(
     return fingerprint
 
 
+def write_yardstick(yardstick: Yardstick, folder: Path) -> None:
+    """Write what verdicts are measured by.
+
+    The judges' check, the floor of every attack, what can't be judged and why.
+    """
+    rulers = [
+        {"concept": concept, "attack": attack, "measure": measure, "rise": ruler.rise,
+         "floor": asdict(ruler.floor.bounds()), "top": asdict(ruler.top.bounds())}
+        for (concept, attack), own in yardstick.rulers.items()
+        for measure, ruler in own.items()
+    ]  # fmt: skip
+    unusable = [
+        {"concept": concept, "attack": attack, "measure": measure, "why": why}
+        for (concept, attack, measure), why in yardstick.unusable.items()
+    ]
+    found = {"judges": judges_table(yardstick), "rulers": rulers, "unusable": unusable}
+    write_json_atomic(folder / YARDSTICK, found)
+
+
 def _outline(plan: Plan, fingerprint: str) -> dict[str, Any]:
     return {
         "fingerprint": fingerprint,
@@ -77,9 +98,10 @@ def write_trial(plan: Plan, trial: dict[str, Any], run_link: str, fingerprint: s
     path = study_dir / TRIALS / f"{trial['trial_id']}.json"
     if path.exists():
         return
-    cards = [
-        arm_summary(plan, arm, study_dir)["scorecard"] for arm in plan.defended if trial["arms"]
-    ]
+    cards = []
+    if trial["arms"]:
+        yardstick = Yardstick.of(plan, study_dir)
+        cards = [arm_summary(yardstick, arm)["scorecard"] for arm in plan.defended]
     arms = [arm_outline(arm) for arm in plan.defended]
     outline = {
         **trial,

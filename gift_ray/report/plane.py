@@ -27,7 +27,8 @@ def points(study: Study) -> pd.DataFrame:
 
     A Pareto front is drawn among the models against the same concepts, since only they compete. `kind` is
     what gives a point its colour: the concepts in a search, the defense in a comparison. In a comparison
-    `resistance` is the mean over attacks and seeds, as in the standings, and `worst_resistance` the worst.
+    `resistance` is the mean over attacks and seeds, as in the standings; `worst_resistance` is the lower
+    bound of the worst concept.
     """
     rows = [
         {
@@ -38,7 +39,7 @@ def points(study: Study) -> pd.DataFrame:
             "malicious": ", ".join(arm.malicious),
             "chosen": arm.chosen,
             "resistance": arm.scorecard["resistance"],
-            "worst_resistance": arm.scorecard["resistance"],
+            "worst_resistance": arm.scorecard["resistance_low"],
             **{
                 n: arm.scorecard[n]
                 for n in ("retention", "worst_retention", "objective", "feasible")
@@ -105,7 +106,7 @@ def plane(study: Study) -> go.Figure:
     figure.add_vline(gate.min_retention, line={"dash": "dash", "color": CHANCE_COLOUR, "width": 1})
     figure.add_hline(gate.min_resistance, line={"dash": "dash", "color": CHANCE_COLOUR, "width": 1})
     return figure.update_layout(
-        xaxis_title="retention (mean over probes)",
+        xaxis_title="retention (mean over groups)",
         yaxis_title="resistance (mean, down to the worst)"
         if study.rivals
         else "resistance (worst case)",

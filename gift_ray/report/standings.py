@@ -10,9 +10,9 @@ from gift_ray.report.style import CHANCE_COLOUR, COLOURS, SYMBOLS, error_bars, t
 
 
 def standings(study: Study) -> go.Figure:
-    """A row for each defense: resistance to each attack with its 95 % interval, and retention.
+    """Resistance under each attack with its 95 % interval.
 
-    The line at the retention ends at the worst probe.
+    Retention with a line down to the worst group; a row for each defense.
     """
     figure = go.Figure()
     table = study.tables.get("standings", pd.DataFrame())
@@ -24,7 +24,7 @@ def standings(study: Study) -> go.Figure:
             y=list(group["arm"].map(text)),
             error_x=error_bars(group["resistance"], group["low"], group["high"]),
             orientation="h",
-            customdata=group[["low", "high", "worst", "n"]].to_numpy(object).tolist(),
+            customdata=group[["low", "high", "worst", "concepts"]].to_numpy(object).tolist(),
             name=f"resistance to {text(str(attack))}",
             mode="markers",
             marker={
@@ -33,7 +33,7 @@ def standings(study: Study) -> go.Figure:
                 "size": 11,
             },
             hovertemplate="%{y}: <b>%{x:.3f}</b>, 95 % interval %{customdata[0]:.3f} to "
-            "%{customdata[1]:.3f}<br>worst unit %{customdata[2]:.3f}, n = %{customdata[3]}",
+            "%{customdata[1]:.3f}<br>worst concept %{customdata[2]:.3f} of %{customdata[3]}",
         )
     kept = table.drop_duplicates("arm")
     figure.add_scatter(
@@ -42,10 +42,10 @@ def standings(study: Study) -> go.Figure:
         error_x=error_bars(kept["retention"], kept["worst_retention"], kept["retention"]),
         orientation="h",
         customdata=list(kept["worst_retention"]),
-        name="retention, down to the worst probe",
+        name="retention, down to the worst group",
         mode="markers",
         marker={"color": CHANCE_COLOUR, "symbol": "line-ns-open", "size": 16, "line": {"width": 3}},
-        hovertemplate="%{y}: <b>%{x:.3f}</b>, worst probe %{customdata:.3f}",
+        hovertemplate="%{y}: <b>%{x:.3f}</b>, worst group %{customdata:.3f}",
     )
     return figure.update_layout(
         scattermode="group",

@@ -16,16 +16,23 @@ from gift_ray.search.pareto import fronts
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.protocol import protocol_id
 from gift_ray.verdict.scorecard import curves, scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def summarize(
-    plan: Plan, fingerprint: str, trials: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+    yardstick: Yardstick, fingerprint: str, trials: Sequence[dict[str, Any]],
+    chosen: Sequence[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
     """What a search found, as JSON values.
 
     The trials, the Pareto front of each model (trial ids), the curves of the undefended model and of chance,
-    the chosen setting and the verdict of each model, the protocol and the provenance.
+    the chosen setting of each model, the verdict on each concept with its bounds, the judges' check, the
+    protocol and the provenance.
+
+    Args:
+        yardstick: of the search.
     """
+    plan = yardstick.plan
     evaluation, study_dir = plan.config.evaluation, plan.config.study_dir
     return {
         "study": plan.config.name,
@@ -35,6 +42,10 @@ def summarize(
         "undefended": arm_curves(plan.undefended, study_dir),
         "chance": {c: curves(step, study_dir) for c, step in plan.chance_similarity.items()},
         "chosen": list(chosen),
+        "concepts": {
+            name: verdict for model in chosen for name, verdict in model.get("concepts", {}).items()
+        },
+        "judges": judges_table(yardstick),
         "protocol": evaluation.model_dump(mode="json"),
         "protocol_id": protocol_id(plan.config),
         "scoring": plan.config.scoring.model_dump(mode="json"),
@@ -44,7 +55,10 @@ def summarize(
 
 
 def summarize_comparison(
-    plans: Mapping[str, Plan], fingerprint: str, tables: Mapping[str, pd.DataFrame]
+    plans: Mapping[str, Plan],
+    yardstick: Yardstick,
+    fingerprint: str,
+    tables: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
     """Each defense's models with their scorecards, and the tables that set them side by side.
 
@@ -59,11 +73,11 @@ def summarize_comparison(
         "fingerprint": fingerprint,
         "scorecards": {
             defense: {
-                ", ".join(arm.malicious): asdict(scorecard(plan, arm, config.study_dir))
-                for arm in plan.defended
+                ", ".join(arm.malicious): asdict(scorecard(yardstick, arm)) for arm in plan.defended
             }
             for defense, plan in plans.items()
         },
+        "judges": judges_table(yardstick),
         "tables": {name: table.to_dict("split", index=False) for name, table in tables.items()},
         "protocol_id": protocol_id(config),
         "threat_model": THREAT_MODEL,
@@ -71,14 +85,20 @@ def summarize_comparison(
     }
 
 
-def arm_summary(plan: Plan, arm: Arm, study_dir: Path) -> dict[str, Any]:
-    """One arm's scorecard and curves."""
-    card = asdict(scorecard(plan, arm, study_dir))
+def arm_summary(yardstick: Yardstick, arm: Arm) -> dict[str, Any]:
+    """One arm's verdicts, scorecard and curves."""
+    card = scorecard(yardstick, arm)
     return {
-        "concepts": list(arm.malicious),
-        "scorecard": card,
-        "curves": arm_curves(arm, study_dir),
+        "concepts": card.verdicts(),
+        "scorecard": asdict(card),
+        "curves": arm_curves(arm, yardstick.study_dir),
     }
+
+
+def judges_table(yardstick: Yardstick) -> list[dict[str, Any]]:
+    """The judges' check, a row for each concept and measure."""
+    least = yardstick.config.scoring.least_auc
+    return [{**asdict(r), "blind": not r.reads(least)} for r in yardstick.readings]
 
 
 def arm_curves(arm: Arm, study_dir: Path) -> dict[str, dict[str, dict[int, float]]]:

@@ -16,21 +16,28 @@ from gift_ray.report.plane import trial_table
 
 
 def tables(study: Study) -> dict[str, pd.DataFrame]:
-    """Name -> table: verdicts, attacks, trials, curves, retention probes, cost."""
+    """Name -> table: the judges' check, verdicts, attacks, trials, curves, retention, cost."""
     labels = study.labels_of_arms
     return {
+        "judges": study.ruler.table(),
         "verdicts": pd.DataFrame([_card_row(card) for card in study.cards]),
         "attacks": attack_table(study),
         "trials": trial_table(study),
-        "probes": pd.DataFrame(
+        "retention": pd.DataFrame(
             [
-                {"model": arm.label, "probe": probe, "retention": value}
+                {
+                    "model": arm.label,
+                    "group": group,
+                    "kept": b["mean"],
+                    "low": b["low"],
+                    "high": b["high"],
+                }
                 for arm in study.arms
                 if arm.scorecard
-                for probe, value in arm.scorecard["probes"].items()
+                for group, b in arm.scorecard["groups"].items()
             ]
         ),
-        "curves": averaged(study.curves).assign(arm=lambda t: t["arm"].map(labels)),
+        "curves": averaged(study.curves, study.arms).assign(arm=lambda t: t["arm"].map(labels)),
         "cost": cost_table(study),
         "nudity": nudity_table(study),
         **study.tables,
@@ -38,21 +45,22 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def _card_row(card: ConceptCard) -> dict[str, Any]:
-    probes = card.probes
     return {
         "concept": card.concept,
+        "verdict": card.verdict,
+        "recovery": card.recovery.get("mean", math.nan),
+        "low": card.recovery.get("low", math.nan),
+        "high": card.recovery.get("high", math.nan),
+        "images needed": card.needed.get("images"),
+        "seeds needed": card.needed.get("seeds"),
         "status": card.status,
         "reason": card.reason,
-        "resistance": card.resistance,
+        "worst seed": card.tail,
         "mean recovery": card.mean_recovery,
         "steps to recovery": card.steps_to_recovery,
-        "recovery curves": card.curves,
         "images per point": card.images,
         "retention": card.retention,
-        "worst probe": min(probes.values(), default=math.nan),
-        "probes": len(probes),
-        "confirmed resistance": card.confirmed.get("resistance"),
-        "confirmed retention": card.confirmed.get("retention"),
+        "worst group": min((b["mean"] for b in card.groups.values()), default=math.nan),
     }
 
 
@@ -67,13 +75,13 @@ def attack_table(study: Study) -> pd.DataFrame:
                 "attack": attack,
                 "model": labels[arm],
                 "mean recovery": found.mean_recovery,
-                "worst recovery": 1 - found.resistance,
+                "worst recovery": found.worst_recovery,
                 "final recovery": found.final_recovery,
                 "area": found.area,
                 "steps to 90 % recovery": found.steps_to_recovery
                 if found.steps_to_recovery is not None
                 else f"over {longest[concept, attack]}",
-                "curves": len(found.curves),
+                "curves": found.curves,
             }
             for (arm, concept, attack), found in study.recoveries.items()
         ]

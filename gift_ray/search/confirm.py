@@ -19,6 +19,8 @@ from gift_ray.study.step import Step
 from gift_ray.verdict import gate
 from gift_ray.verdict.scorecard import scorecard
 from gift_ray.verdict.scoring import Scorecard
+from gift_ray.verdict.verdict import images_for
+from gift_ray.verdict.yardstick import Yardstick
 
 COORDINATES = ("objective", "resistance", "retention")
 
@@ -73,6 +75,7 @@ class Judgement:
             "trial_id": self.finalist.trial_id,
             "values": dict(self.finalist.values),
             **self.finalist.searched,
+            "concepts": {} if self.card is None else self.card.verdicts(),
             "confirmed": self.confirmed(),
             "selection_bias": self.bias(),
             "refused": "; ".join(self.refusals),
@@ -96,12 +99,31 @@ def held_out(config: StudyConfig) -> StudyConfig:
         return config
     # The released weights are those that the search found, unless `confirm.seed` asks for another draw.
     seed = config.seed if confirm.seed is None else confirm.seed
-    evaluation = config.evaluation.model_copy(update={"seed": confirm.seeds[0]})
+    evaluation = config.evaluation.model_copy(
+        update={"seed": confirm.seeds[0], "num_images_per_prompt": confirmed_images(config)}
+    )
     return config.model_copy(
         update={
             "seed": seed, "seeds": confirm.seeds, "attacks": confirm.attacks, "evaluation": evaluation,
         }
     )  # fmt: skip
+
+
+def confirmed_images(config: StudyConfig) -> int:
+    """Images of each prompt.
+
+    As asked for, or as many as the gate's margin needs, over all seeds, of the concept with the fewest
+    prompts.
+    """
+    confirm, drawn = config.confirm, config.evaluation.num_images_per_prompt
+    if confirm is None:
+        return drawn
+    if confirm.num_images_per_prompt is not None:
+        return confirm.num_images_per_prompt
+    prompts = min(len(c.validation_prompts) for c in config.concepts.malicious)
+    # What no number of images shows takes no more of them.
+    wanted = images_for(1 - config.gate.min_resistance) or 0
+    return max(drawn, -(-wanted // (prompts * len(confirm.seeds))))
 
 
 def finalists(config: StudyConfig, trials: Sequence[Mapping[str, Any]]) -> list[Finalist]:
@@ -145,5 +167,5 @@ def _judge(finalist: Finalist, run: Callable[[Iterable[Step]], None]) -> Judgeme
         run(finalist.arm.steps())
     except UnitFailed as error:
         return Judgement(finalist, None, [str(error)])
-    card = scorecard(finalist.plan, finalist.arm, config.study_dir)
+    card = scorecard(Yardstick.of(finalist.plan, config.study_dir), finalist.arm)
     return Judgement(finalist, card, gate.refusals(card, config.gate))

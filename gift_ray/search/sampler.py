@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -29,6 +28,7 @@ from gift_ray.config.dotted_paths import settings
 from gift_ray.config.schema import StudyConfig
 from gift_ray.config.search_space import Range, SearchConfig
 from gift_ray.errors import UnitFailed
+from gift_ray.records.record import is_done
 from gift_ray.records.trials import FAILED, Ledger, State, Trial
 from gift_ray.search import costs
 from gift_ray.study.load import configure, holds
@@ -37,6 +37,7 @@ from gift_ray.study.protocol import attack_names
 from gift_ray.study.step import Step
 from gift_ray.training.diffusion import Seeds
 from gift_ray.verdict.scorecard import outlook, scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # TPE draws at random until it knows this many trials. Optuna's default of 10 would make most searches random.
@@ -301,6 +302,11 @@ def evaluate(
     shared = {step.fingerprint for step in layout.shared()}
     own = [step for step in layout.steps() if step.fingerprint not in shared]
     done: list[Key] = []
+    yardstick: Yardstick | None = None
+    # What all trials share is mostly there; without it nothing can be judged.
+    missing = [step for step in layout.shared() if not is_done(step.folder(study_dir))]
+    if missing:
+        run(missing)
     for number, (steps, attacks) in enumerate(ladder):
         try:
             run(steps)
@@ -309,8 +315,9 @@ def evaluate(
             yield Outcome(number, len(ladder) - 1, "failed", str(error), [], spent)
             return
         done += attacks
+        yardstick = yardstick or Yardstick.of(layout, study_dir)
         last = number == len(ladder) - 1
-        arms = [_verdict(layout, arm, study_dir, None if last else done) for arm in layout.defended]
+        arms = [_verdict(yardstick, arm, None if last else done) for arm in layout.defended]
         dead = not last and not any(arm["feasible"] for arm in arms)
         state: State = "complete" if last else "infeasible" if dead else "running"
         reason = "; ".join(f"{arm['malicious']}: {arm['reason']}" for arm in arms if arm["reason"])
@@ -347,14 +354,12 @@ def rungs(layout: Plan) -> list[tuple[list[Step], list[Key]]]:
     return ladder
 
 
-def _verdict(
-    layout: Plan, arm: Arm, study_dir: Path, attacks: Sequence[Key] | None
-) -> dict[str, Any]:
+def _verdict(yardstick: Yardstick, arm: Arm, attacks: Sequence[Key] | None) -> dict[str, Any]:
     """An arm's verdict, or what it can still become after these attacks."""
     names = ["objective", "resistance", "retention", "feasible", "reason"]
     found: Any
     if attacks is None:
-        found, names = scorecard(layout, arm, study_dir), [*names, "worst_retention"]
+        found, names = scorecard(yardstick, arm), [*names, "worst_retention"]
     else:
-        found = outlook(layout, arm, study_dir, [key for key in attacks if key in arm.attacks])
+        found = outlook(yardstick, arm, [key for key in attacks if key in arm.attacks])
     return {"malicious": ", ".join(arm.malicious)} | {name: getattr(found, name) for name in names}

@@ -20,6 +20,7 @@ from gift_ray.records.trials import earlier_trials
 from gift_ray.study.battery import with_battery
 from gift_ray.study.expand import each_concept
 from gift_ray.study.immunization import of_steps
+from gift_ray.study.judging import check_judging
 from gift_ray.study.measuring import is_published
 from gift_ray.study.protocol import protocol_id
 from gift_ray.study.steps.prepare_concept import check_concept
@@ -35,7 +36,7 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
     config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
     _check_space(config)
     _check_steps(config)
-    check_similarities(config)
+    check_judging(config)
     check_base(config.model)
     for role, name in config.evaluation.encoders.model_dump().items():
         if not is_published(role, name):
@@ -142,22 +143,6 @@ def _check_steps(config: StudyConfig) -> None:
         for name, steps in asked.items()
         if steps
         and plugins.check("defenses", config.defense.name, of_steps(config.defense, steps).options)
-    ]
-    if mistakes:
-        raise ConfigError(*mistakes)
-
-
-def check_similarities(config: StudyConfig) -> None:
-    """What resistance is made of must be a number for each image that grows with the concept.
-
-    Raises:
-        ConfigError: one line for each that is not.
-    """
-    kinds = {name: plugins.resolve("metrics", name) for name in config.scoring.similarities}
-    mistakes = [
-        f"scoring.similarities: {name!r} is no similarity of single images; give one as clip_image"
-        for name, kind in kinds.items()
-        if not issubclass(kind, plugins.Metric) or kind.direction < 0
     ]
     if mistakes:
         raise ConfigError(*mistakes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from gift_ray import plugins
-from gift_ray.config.schema import EvaluationConfig
+from gift_ray.config.schema import EvaluationConfig, StudyConfig
 from gift_ray.data import examples
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.locate import folder_hash
@@ -33,13 +33,29 @@ def image_metrics(evaluation: EvaluationConfig) -> dict[str, plugins.Metric]:
     return {name: m for name, m in _built(evaluation) if isinstance(m, plugins.Metric)}
 
 
+def judges(config: StudyConfig) -> dict[str, plugins.Metric]:
+    """The metrics that may be part of a verdict, by name: those of `scoring.judges`."""
+    able = {n: m for n, m in image_metrics(config.evaluation).items() if m.judges_concepts}
+    wanted = config.scoring.judges
+    return able if wanted is None else {n: m for n, m in able.items() if n in wanted}
+
+
+def naming_metric(evaluation: EvaluationConfig, prompts: Iterable[str]) -> str | None:
+    """The first recognition by which images of all these prompts can be held against the prompt's own
+    noun; None: there is none."""
+    for title, metric in image_metrics(evaluation).items():
+        if metric.known_names() is not None and all(metric.named_in(p) for p in prompts):
+            return title
+    return None
+
+
 def set_metrics(evaluation: EvaluationConfig) -> dict[str, plugins.SetMetric]:
     """The metrics of whole sets of images, by name."""
     return {name: m for name, m in _built(evaluation) if isinstance(m, plugins.SetMetric)}
 
 
 def _built(evaluation: EvaluationConfig) -> Iterator[tuple[str, Any]]:
-    return ((m.name, plugins.build("metrics", m.name, m.options)) for m in evaluation.metrics)
+    return ((m.title, plugins.build("metrics", m.name, m.options)) for m in evaluation.metrics)
 
 
 def measuring_identity(evaluation: EvaluationConfig) -> dict[str, Any]:
@@ -49,7 +65,7 @@ def measuring_identity(evaluation: EvaluationConfig) -> dict[str, Any]:
         for role, name in evaluation.encoders.model_dump().items()
     }
     return {
-        "metrics": [metric.identity() for _, metric in _built(evaluation)],
+        "metrics": {title: metric.identity() for title, metric in _built(evaluation)},
         "encoders": encoders,
         "protocol": evaluation.protocol,
     }

@@ -13,6 +13,7 @@ from gift_ray.study.step import Step, closure
 from gift_ray.study.steps.attack_model import AttackModel
 from gift_ray.study.steps.evaluate_images import EvaluateImages
 from gift_ray.study.steps.evaluate_references import EvaluateReferences
+from gift_ray.study.steps.judge_concept import CONTROL, JudgeConcept
 from gift_ray.study.steps.prepare_concept import PrepareConcept
 from gift_ray.study.steps.prepare_prior import PreparePrior
 from gift_ray.study.steps.sample_images import SampleImages
@@ -41,14 +42,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a study computes: the undefended arm, the defended ones, the chance levels, and how
-    alike each concept's real images are (`references`)."""
+    """All that a study computes: the undefended arm, the defended ones, and what they are held against:
+    the chance levels, for each malicious unit (concept, attack, seed) the undefended model after the same
+    attack with each control (`controls`), what the judges say of real images (`judges`), and how alike each
+    concept's real images are (`references`)."""
 
     config: StudyConfig
     undefended: Arm
     defended: tuple[Arm, ...]
     chance_similarity: Mapping[str, Step]
     chance_prompt: Mapping[str, Step]
+    controls: Mapping[tuple[str, str, int], Mapping[str, Step]]
+    judges: Mapping[str, Step]
     references: Mapping[str, Step]
 
     def shared(self) -> list[Step]:
@@ -57,6 +62,8 @@ class Plan:
             *self.undefended.steps(),
             *self.chance_similarity.values(),
             *self.chance_prompt.values(),
+            *(step for steps in self.controls.values() for step in steps.values()),
+            *self.judges.values(),
             *self.references.values(),
         ]
         reads = closure(arm.immunize for arm in self.defended)
@@ -83,12 +90,13 @@ class _Planner:
 
     def __init__(self, config: StudyConfig) -> None:
         self.config, self.attacks = config, attack_names(config)
+        self.concepts = (*config.concepts.malicious, *config.concepts.safe)
         self.malicious = tuple(c.name for c in config.concepts.malicious)
         self.prepared = {
             c.name: PrepareConcept(
                 label=f"prepare {c.name}", concept=c, model=config.model, seed=config.seed
             )
-            for c in (*config.concepts.malicious, *config.concepts.safe)
+            for c in self.concepts
         }
         prior = PreparePrior(
             label="prepare D_S", prior=config.prior, model=config.model, seed=config.seed
@@ -113,6 +121,8 @@ class _Planner:
             defended,
             self._chance_similarity(undefended),
             self._chance_prompt(undefended),
+            self._controls(undefended),
+            {c.name: self._judged(c, undefended) for c in self.concepts},
             {name: self._references(name) for name in self.prepared},
         )
 
@@ -160,7 +170,7 @@ class _Planner:
             model=self.config.model,
             seed=seed,
         )
-        return self._evaluated(label, concept.validation_prompts, images=images, concept=prepared)
+        return self._evaluated(label, concept.validation_prompts, images=images, concept=concept)
 
     def _sampled(
         self, label: str, immunize: Step, prompts: tuple[str, ...], base: Step | None
@@ -182,14 +192,53 @@ class _Planner:
         """How well images that don't show a concept, the base's of the safe prompts, agree with its images
         and its prompts."""
         count = len(self.config.evaluation.safe_prompts)
-        concepts = self.config.concepts
         return {
             c.name: self._evaluated(
                 f"chance {c.name}", _filled(c.validation_prompts, count),
-                images=undefended.samples["safe"].inputs["images"], concept=self.prepared[c.name],
+                images=undefended.samples["safe"].inputs["images"], concept=c,
             )
-            for c in (*concepts.malicious, *concepts.safe)
+            for c in self.concepts
         }  # fmt: skip
+
+    def _controls(self, undefended: Arm) -> dict[tuple[str, str, int], dict[str, Step]]:
+        """The undefended model after an attack with a control's images: what it draws then, held against
+        the malicious concept."""
+        concepts = self.config.concepts
+        controls = {c.name: c for c in concepts.safe}
+        return {
+            (c.name, attack, seed): {
+                name: self._evaluated(
+                    f"control {name} for {c.name}: {attack}, seed {seed}",
+                    controls[name].validation_prompts,
+                    images=undefended.attacks[name, attack, seed].inputs["images"], concept=c,
+                )
+                for name in concepts.controls_of(c)
+            }
+            for c in concepts.malicious
+            for attack in attack_names(self.config)
+            for seed in self.config.seeds
+        }  # fmt: skip
+
+    def _judged(self, concept: ConceptConfig, undefended: Arm) -> Step:
+        """What the measures say of real images of a concept and of others. The safe prompts may well ask
+        for a safe concept, so that one is held against the other concepts' images alone."""
+        malicious = concept.name in self.malicious
+        others = (
+            self.config.concepts.controls_of(concept)
+            if malicious
+            else tuple(c.name for c in self.concepts if c != concept)
+        )
+        safe = undefended.samples["safe"].inputs["images"]
+        return JudgeConcept(
+            label=f"judge the measures of {concept.name}",
+            inputs={
+                "concept": self.prepared[concept.name],
+                **{f"{CONTROL}{name}": self.prepared[name] for name in others},
+                **({"safe": safe} if malicious else {}),
+            },
+            evaluation=self.config.evaluation,
+            names=concept.names,
+        )
 
     def _chance_prompt(self, undefended: Arm) -> dict[str, Step]:
         """How well the base's images agree with prompts that they weren't drawn from."""
@@ -197,22 +246,26 @@ class _Planner:
         return {
             group: self._evaluated(
                 f"chance prompts {group}", _rolled(prompts),
-                images=undefended.samples[group].inputs["images"],
+                images=undefended.samples[group].inputs["images"], halves=True,
             )
             for group, prompts in groups.items()
         }  # fmt: skip
 
     def _evaluated(
         self, label: str, prompts: Sequence[str], *,
-        images: Step, concept: Step | None = None, base: Step | None = None,
+        images: Step, concept: ConceptConfig | None = None, base: Step | None = None,
+        halves: bool = False,
     ) -> Step:  # fmt: skip
         """Measure the images of a step against these prompts, one for each prompt they were drawn from."""
-        inputs = {"images": images, "concept": concept, "base": base}
+        prepared = self.prepared[concept.name] if concept else None
+        inputs = {"images": images, "concept": prepared, "base": base}
         return EvaluateImages(
             label=f"evaluate {label}",
             inputs={name: step for name, step in inputs.items() if step},
             evaluation=self.config.evaluation,
             asked=repeated(prompts, self.config.evaluation),
+            names=concept.names if concept else (),
+            halves=halves,
         )
 
     def _references(self, name: str) -> Step:

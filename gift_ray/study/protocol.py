@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gift_ray import plugins
 from gift_ray.config.names import told_apart
 from gift_ray.config.plugin_choice import AttackConfig
-from gift_ray.config.schema import StudyConfig
+from gift_ray.config.schema import ConceptConfig, StudyConfig
+from gift_ray.models import locate
 from gift_ray.records.record import digest
 from gift_ray.study.drawing import drawing_identity
 from gift_ray.study.measuring import measuring_identity
+from gift_ray.study.steps.prepare_concept import source_identity
 
 
 def protocol_id(config: StudyConfig) -> str:
@@ -27,17 +31,34 @@ def protocol_id(config: StudyConfig) -> str:
 
 
 def verdict_id(config: StudyConfig) -> str:
-    """Hex SHA-256 of how a verdict comes about: the protocol, the attacks and their seeds. Only under one
-    id can a model be said to be better than another."""
+    """Hex SHA-256 of how a verdict comes about: the base, the attacker's images, controls, names and judges
+    of every concept (in the protocol), the attacks and their seeds. Only under one id can a model be said to
+    be better than another."""
     attacks = attack_names(config).values()
+    concepts = (*config.concepts.malicious, *config.concepts.safe)
     built = [plugins.build("attacks", a.name, a.options) for a in attacks]
     return digest(
         {
             "protocol": protocol_id(config),
+            "base": locate.identity(config.model),
+            "seed": config.seed,
+            "concepts": {c.name: _attackers_side(c) for c in concepts},
+            "controls": {c.name: config.concepts.controls_of(c) for c in concepts},
             "attacks": [attack.identity() for attack in built],
             "seeds": config.seeds,
         }
     )
+
+
+def _attackers_side(concept: ConceptConfig) -> dict[str, Any]:
+    """What D_A is made of, and what its images may be called."""
+    source = concept.attack_source or concept.source
+    return {
+        "source": source_identity(source),
+        "shared_with_the_defender": concept.attack_source is None,
+        "names": concept.names,
+        **concept.model_dump(mode="json", include={"instance_prompt", "max_images"}),
+    }
 
 
 def attack_names(config: StudyConfig) -> dict[str, AttackConfig]:

@@ -37,8 +37,8 @@ PROTOCOL = "gift_ray.protocol"
 # Marks a version that was compared with the champion; from then on only a person moves the alias to it.
 SETTLED = "gift_ray.settled"
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-# The tags of a version that `gift-ray models` shows.
-TOLD = ("concepts", "defense", "objective", "resistance", "retention", "worst_retention")
+# Of a version's tags, what people want to see in a row.
+TOLD = ("concepts", "defense", "verdict", "recovery_high", "retention_low", "objective")
 REQUIREMENTS = ["mlflow>=3.13,<3.18", "torch>=2.13,<2.15", "diffusers>=0.42,<0.43",
                 "transformers>=5.23,<6", "safetensors>=0.8,<1"]  # fmt: skip
 SIGNATURE = ModelSignature(

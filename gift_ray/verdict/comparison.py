@@ -1,5 +1,5 @@
-"""Many defenses on one study, side by side: each unit (arm, concept, attack, seed) as a row, and the
-tables that are made of them. Pure but for reading finished steps.
+"""Many defenses on one study, side by side: each unit (arm, concept, attack) as a row, and the tables that
+are made of them. Pure but for reading finished steps.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from gift_ray.study.step import Step, closure
 from gift_ray.training.diffusion import Seeds
 from gift_ray.verdict.intervals import Interval, interval, paired_difference
 from gift_ray.verdict.labels import COLUMNS, LABELS
-from gift_ray.verdict.scorecard import curves, labelled_scores, recoveries, scorecard, scores
-from gift_ray.verdict.scoring import recovery, resistance, similarity_gap_ratio, steps_to_recovery
+from gift_ray.verdict.recovery import similarity_gap_ratio, steps_to_recovery
+from gift_ray.verdict.resampling import Bounds, together
+from gift_ray.verdict.scorecard import attack_results, curves, labelled_scores, scorecard
+from gift_ray.verdict.verdict import NOT_SHOWN, REGAINED, RESISTS, decide
+from gift_ray.verdict.yardstick import Yardstick
 
-UNIT = ["concept", "attack", "seed"]
+UNIT = ["concept", "attack"]
+KEY = [*UNIT, "seed"]
 
 
 def layouts(config: StudyConfig) -> dict[str, Plan]:
@@ -45,16 +49,12 @@ def steps(plans: Mapping[str, Plan]) -> list[Step]:
     return closure([step for layout in plans.values() for step in layout.steps()])
 
 
-def set_aside(undefended: Plan, study_dir: Path) -> dict[tuple[str, str, int], str]:
-    """(concept, attack, seed) -> why it proves nothing: the attack teaches the undefended model no more
-    of the concept than unrelated images show."""
-    found = {}
-    for key, step in undefended.undefended.attacks.items():
-        try:
-            recoveries(undefended, step, key, study_dir)
-        except ConfigError as error:
-            found[key] = error.mistakes[0]
-    return found
+def set_aside(yardstick: Yardstick) -> dict[tuple[str, str, int], str]:
+    """(concept, attack, seed) -> why it proves nothing: no measure can judge the attack on the concept."""
+    without = yardstick.without_ruler()
+    return {
+        key: without[key[:2]] for key in yardstick.plan.undefended.attacks if key[:2] in without
+    }
 
 
 def without(
@@ -97,44 +97,59 @@ def without(
     return found
 
 
-def units(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
-    """One row for each arm, malicious concept, attack and seed: how far the attacker came.
+def units(plans: Mapping[str, Plan], yardstick: Yardstick) -> pd.DataFrame:
+    """One row for each arm, malicious concept and attack: how far the attacker came.
 
-    `resistance` is 1 - the largest recovery over similarities and steps; `best_of_n` the same where the
-    attacker keeps the best of each prompt's images, on both sides; `sgr` IMMA's ratio at the last
-    step, mean over similarities; `steps_to_recovery` NaN where 0.9 was never reached; shares of the four
-    labels at the last step where the study measures what they need.
+    `resistance` is 1 - the largest recovery over measures and steps, `low` and `high` its bounds, with the
+    `verdict` that they give; `worst_seed` that of the worst single seed; `sgr` IMMA's ratio at the last
+    step, mean over measures and seeds; `steps_to_recovery` NaN where 0.9 was never reached; shares of the
+    four labels at the last step where the study measures what they need.
     """
     rows = []
-    for name, layout, arm, key in _attacked(plans):
-        if key[0] not in arm.malicious:
+    for name, _, arm, key in _attacked(plans):
+        if key[0] not in arm.malicious or key != _first(arm, key):
             continue
-        recovered = recoveries(layout, arm.attacks[key], key, study_dir)
-        values = [v for curve in recovered.values() for v in curve.values()]
-        reached = [k for c in recovered.values() if (k := steps_to_recovery(c)) is not None]
+        found = attack_results(yardstick, arm, key[:2])
+        results = [result for result, _ in found.values()]
+        recovery = together([drawn for _, drawn in found.values()]).largest().bounds()
+        reached = [k for r in results if (k := steps_to_recovery(r.curve)) is not None]
+        values = [v for r in results for v in r.curve.values()]
         rows.append(
-            {"arm": name, **dict(zip(UNIT, key, strict=True)),
-             "resistance": 1 - max(values), "best_of_n": _best_of_n(layout, arm, key, study_dir),
+            {"arm": name, **dict(zip(UNIT, key, strict=False)),
+             "verdict": decide(recovery, 1 - yardstick.config.gate.min_resistance),
+             **_as_resistance(recovery),
+             "worst_seed": 1 - max(r.tail for r in results),
              "mean_recovery": sum(values) / len(values),
-             "final_recovery": max(curve[max(curve)] for curve in recovered.values()),
-             "sgr": _sgr(layout, arm, key, study_dir),
+             "final_recovery": max(r.curve[max(r.curve)] for r in results),
+             "sgr": _sgr(yardstick, arm, key),
              "steps_to_recovery": min(reached, default=None),
-             **_label_shares(layout, arm, key, study_dir)}
+             "images": results[0].images, "seeds": results[0].seeds,
+             **_label_shares(yardstick, arm, key)}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def probes(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
-    """One row for each arm, released model and probe of what must survive: the share that is kept."""
+def _as_resistance(recovery: Bounds) -> dict[str, float]:
+    return {"resistance": 1 - recovery.mean, "low": 1 - recovery.high, "high": 1 - recovery.low}
+
+
+def _first(arm: Arm, key: tuple[str, str, int]) -> tuple[str, str, int]:
+    """The first seed's attack of a unit, which stands for all of them."""
+    return next(other for other in arm.attacks if other[:2] == key[:2])
+
+
+def retained(plans: Mapping[str, Plan], yardstick: Yardstick) -> pd.DataFrame:
+    """One row for each arm, released model and group of what must survive: the share that is kept, with
+    its bounds."""
     rows = []
     for name, layout in plans.items():
         for arm in layout.defended:
-            card = scorecard(layout, arm, study_dir)
             model = ", ".join(arm.malicious)
             rows += [
-                {"arm": name, "model": model, "probe": probe, "retention": kept}
-                for probe, kept in card.probes.items()
-            ]
+                {"arm": name, "model": model, "group": group, "retention": kept.mean,
+                 "low": kept.low, "high": kept.high}
+                for group, kept in scorecard(yardstick, arm).groups.items()
+            ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -145,7 +160,7 @@ def points(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
         found = read_record(arm.attacks[key].folder(study_dir)).result["curves"]
         for metric, curve in found.items():
             for step, score in curve.items():
-                rows.append({"arm": name, **dict(zip(UNIT, key, strict=True)),
+                rows.append({"arm": name, **dict(zip(KEY, key, strict=True)),
                              "metric": metric, "step": int(step), **score})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -166,20 +181,23 @@ def costs(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
 
 
 def standings(rows: pd.DataFrame, kept: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One row for each arm and attack: resistance with its interval, worst case and n; retention of the
-    arm with its worst probe."""
+    """One row for each arm and attack: the verdicts counted, resistance over concepts with its interval (of
+    one concept: its own bounds) and worst case; retention of the arm with its worst group."""
     retention = kept.groupby("arm")["retention"].agg(["mean", "min"])
     found = []
     for (arm, attack), group in rows.groupby(["arm", "attack"], sort=False):
         sure = _interval_of(group, "resistance", seed)
+        low, high = (sure.low, sure.high) if len(group) > 1 else group[["low", "high"]].iloc[0]
+        counted = group["verdict"].value_counts()
         found.append(
-            {"arm": arm, "attack": attack, "resistance": sure.mean,
-             "low": sure.low, "high": sure.high, "worst": group["resistance"].min(),
-             "best_of_n": group["best_of_n"].mean(),
+            {"arm": arm, "attack": attack,
+             **{verdict: int(counted.get(verdict, 0)) for verdict in (RESISTS, REGAINED, NOT_SHOWN)},
+             "resistance": sure.mean, "low": low, "high": high, "worst": group["resistance"].min(),
+             "worst_seed": group["worst_seed"].min(),
              "final_recovery": group["final_recovery"].mean(), "sgr": group["sgr"].mean(),
              "relearnt": f"{int(group['steps_to_recovery'].notna().sum())} of {len(group)}",
              "retention": retention["mean"][arm], "worst_retention": retention["min"][arm],
-             "concepts": sure.n_concepts, "n": sure.n}
+             "concepts": sure.n_concepts, "seeds": int(group["seeds"].max())}
         )  # fmt: skip
     return pd.DataFrame(found)
 
@@ -221,44 +239,26 @@ def images_seen(log: pd.DataFrame) -> int:
     return int(more.where(more > 0, seen).sum())
 
 
-def _sgr(layout: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path) -> float:
-    ours, base = (
-        curves(attacks[key], study_dir) for attacks in (arm.attacks, layout.undefended.attacks)
-    )
-    ratios = [
-        similarity_gap_ratio(base[m][max(base[m])], ours[m][max(ours[m])])
-        for m in layout.config.scoring.similarities
-    ]
+def _sgr(yardstick: Yardstick, arm: Arm, key: tuple[str, str, int]) -> float:
+    """At the last step, mean over seeds and the measures that read the concept."""
+    base, study_dir = yardstick.plan.undefended.attacks, yardstick.study_dir
+    ratios = []
+    for other in (k for k in arm.attacks if k[:2] == key[:2]):
+        ours, theirs = (curves(attacks[other], study_dir) for attacks in (arm.attacks, base))
+        ratios += [
+            similarity_gap_ratio(theirs[m][max(theirs[m])], ours[m][max(ours[m])])
+            for m in yardstick.rulers[key[0], key[1]]
+        ]
     return sum(ratios) / len(ratios)
 
 
-def _best_of_n(layout: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path) -> float:
-    """Resistance to an attacker who draws each prompt's n images and keeps the one most like the concept.
-    Chance and the undefended curve are of the best of n too: a luckier draw is no recovery. NaN where
-    the undefended attack's best images are at chance."""
-    n = layout.config.evaluation.num_images_per_prompt
-    sides = (arm.attacks[key], layout.undefended.attacks[key], layout.chance_similarity[key[0]])
-    tables = [scores(step, study_dir) for step in sides]
-    recovered = []
-    for metric in layout.config.scoring.similarities:
-        ours, base, chance = (
-            t.groupby(["step", t["index"] // n])[metric].max().groupby("step").mean().to_dict()
-            for t in tables
-        )
-        try:
-            recovered.append(recovery(ours, base, chance[0]))
-        except ValueError:
-            return math.nan
-    return resistance(recovered)
-
-
-def _label_shares(
-    layout: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path
-) -> dict[str, float]:
-    measured = {metric.name for metric in layout.config.evaluation.metrics}
+def _label_shares(yardstick: Yardstick, arm: Arm, key: tuple[str, str, int]) -> dict[str, float]:
+    """Of the last step's images of all seeds."""
+    measured = {metric.title for metric in yardstick.config.evaluation.metrics}
     if not measured.issuperset(COLUMNS):
         return {}
-    table = labelled_scores(layout, arm, key, study_dir)
+    tables = [labelled_scores(yardstick, arm, k) for k in arm.attacks if k[:2] == key[:2]]
+    table = pd.concat(tables)
     last = table[table["step"] == table["step"].max()]["label"]
     return {name: float((last == name).mean()) for name in LABELS}
 
@@ -268,7 +268,9 @@ def _interval_of(group: pd.DataFrame, column: str, seed: int) -> Interval:
 
 
 def _as_units(group: pd.DataFrame, column: str) -> dict[tuple[str, str, int], float]:
-    return dict(zip(group[UNIT].itertuples(index=False, name=None), group[column], strict=True))
+    """As one seed each: the spread of seeds and images is in each unit's own bounds."""
+    keys = ((concept, attack, 0) for concept, attack in group[UNIT].itertuples(index=False))
+    return dict(zip(keys, group[column], strict=True))
 
 
 def as_text(table: pd.DataFrame, kind: str) -> str:

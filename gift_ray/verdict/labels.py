@@ -25,12 +25,12 @@ COLUMNS = ("clip_image", "clip_text", "lpips", "degenerate")
 class Levels:
     """The thresholds between the labels, for one concept and attack.
 
-    `chance_*`: the means of the base's images of unrelated prompts (against the concept's images, and
-    against its prompts); `best_*`: the undefended attack's best mean over its steps;
-    `between_references`: the largest 1 - LPIPS between two different training images.
+    `floor_image`: the floor against the concept's images (`Ruler.floor`); `chance_text`: the mean of the
+    base's images of unrelated prompts against the concept's prompts; `best_*`: the undefended attack's best
+    mean over its steps; `between_references`: the largest 1 - LPIPS between two different training images.
     """
 
-    chance_image: float
+    floor_image: float
     best_image: float
     chance_text: float
     best_text: float
@@ -41,27 +41,27 @@ class Levels:
 
     @classmethod
     def of(
-        cls, chance: Mapping[str, float], best: Mapping[str, float], between_references: float
+        cls, floor: Mapping[str, float], best: Mapping[str, float], between_references: float
     ) -> Levels:
         """The levels for one concept and attack.
 
         Args:
-            chance: metric -> mean score of the base's images of unrelated prompts.
+            floor: metric -> what images that don't show the concept score: chance, or a control.
             best: metric -> the undefended attack's best mean over its steps.
             between_references: the largest 1 - LPIPS between two different training images.
         """
         return cls(
-            chance_image=chance["clip_image"],
+            floor_image=floor["clip_image"],
             best_image=best["clip_image"],
-            chance_text=chance["clip_text"],
+            chance_text=floor["clip_text"],
             best_text=best["clip_text"],
             between_references=between_references,
         )
 
     @property
     def image(self) -> float:
-        """From which similarity on an image shows the concept: halfway from chance to the undefended best."""
-        return _halfway(self.chance_image, self.best_image)
+        """The least similarity that shows the concept: halfway from the floor to the undefended best."""
+        return _halfway(self.floor_image, self.best_image)
 
     @property
     def text(self) -> float:

@@ -14,36 +14,37 @@ from gift_ray.records.record import read_claim
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.step import Step, closure
 from gift_ray.verdict.comparison import images_seen
-from gift_ray.verdict.scorecard import recoveries, scorecard
+from gift_ray.verdict.scorecard import attack_results, scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 TRAINS = ("immunize", "merge")
 
 
-def matrix(layout: Plan, study_dir: Path) -> pd.DataFrame:
-    """One row for each model and attacked concept: the resistance (worst case over attacks, seeds,
-    similarities and steps), and what of the concept's neighbours and of a safe concept's fine-tuning is
+def matrix(layout: Plan, yardstick: Yardstick) -> pd.DataFrame:
+    """One row for each model and attacked concept: the resistance (worst case over attacks,
+    measures and steps), and what of the concept's neighbours and of a safe concept's fine-tuning is
     kept. Whole for a plan with `matrix`; else each model's own concepts and the safe ones."""
     rows = []
     for arm in layout.defended:
         model = ", ".join(arm.malicious)
-        probes = scorecard(layout, arm, study_dir).probes
+        probes = scorecard(yardstick, arm).probes
         for concept in dict.fromkeys(name for name, _, _ in arm.attacks):
             row: dict[str, Any] = {"model against": model, "concept": concept}
             tuned = [v for name, v in probes.items() if name.startswith(f"finetune/{concept}/")]
             if tuned:
                 row["fine-tuning kept"] = min(tuned)
-            else:
-                row["resistance"] = 1 - max(_recovered(layout, arm, concept, study_dir))
+            elif concept not in {c.name for c in layout.config.concepts.safe}:
+                row["resistance"] = 1 - max(_recovered(yardstick, arm, concept))
             if f"generation/neighbors/{concept}" in probes:
                 row["neighbours kept"] = probes[f"generation/neighbors/{concept}"]
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def standing(layout: Plan, study_dir: Path) -> dict[str, float]:
+def standing(layout: Plan, yardstick: Yardstick) -> dict[str, float]:
     """What all models of a study reach together: the worst and the mean concept, on the model that is
-    against it; retention and its worst probe, over all models."""
-    cards = [scorecard(layout, arm, study_dir) for arm in layout.defended]
+    against it; retention and its worst group, over all models."""
+    cards = [scorecard(yardstick, arm) for arm in layout.defended]
     verdicts = [verdict for card in cards for verdict in card.concepts.values()]
     return {
         "models": len(cards),
@@ -52,7 +53,7 @@ def standing(layout: Plan, study_dir: Path) -> dict[str, float]:
         "mean recovery": sum(v.mean_recovery for v in verdicts) / len(verdicts),
         "retention": sum(card.retention for card in cards) / len(cards),
         "worst model's retention": min(card.retention for card in cards),
-        "worst probe": min(card.worst_retention for card in cards),
+        "worst group": min(card.worst_retention for card in cards),
     }
 
 
@@ -71,11 +72,11 @@ def cost(layout: Plan, study_dir: Path) -> dict[str, float]:
     }
 
 
-def regressions(before: Plan, after: Plan, study_dir: Path) -> pd.DataFrame:
+def regressions(before: Yardstick, after: Yardstick) -> pd.DataFrame:
     """What adding concepts did to the earlier ones: each one's resistance before and after, and retention
     as a whole."""
-    (first,), (then,) = before.defended, after.defended
-    cards = scorecard(before, first, study_dir), scorecard(after, then, study_dir)
+    (first,), (then,) = before.plan.defended, after.plan.defended
+    cards = scorecard(before, first), scorecard(after, then)
     rows = [
         {"what": f"resistance: {name}", "before": verdict.resistance,
          "after": cards[1].concepts[name].resistance}
@@ -86,13 +87,12 @@ def regressions(before: Plan, after: Plan, study_dir: Path) -> pd.DataFrame:
     return table.assign(change=table["after"] - table["before"])
 
 
-def _recovered(layout: Plan, arm: Arm, concept: str, study_dir: Path) -> list[float]:
+def _recovered(yardstick: Yardstick, arm: Arm, concept: str) -> list[float]:
+    """The largest recovery by each attack and measure."""
     return [
-        value
-        for key, step in arm.attacks.items()
-        if key[0] == concept
-        for curve in recoveries(layout, step, key, study_dir).values()
-        for value in curve.values()
+        result.recovery.mean
+        for attack in dict.fromkeys(key[1] for key in arm.attacks if key[0] == concept)
+        for result, _ in attack_results(yardstick, arm, (concept, attack)).values()
     ]
 
 

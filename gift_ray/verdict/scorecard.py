@@ -1,4 +1,4 @@
-"""What finished steps say: curves, labels, and the verdict on an arm."""
+"""What finished steps say of one arm: curves, labels, and the verdict."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import read_record
-from gift_ray.study.plan import Arm, Plan
+from gift_ray.study.measuring import set_metrics
+from gift_ray.study.plan import Arm
 from gift_ray.study.step import Step
-from gift_ray.verdict import scoring
+from gift_ray.verdict import retention, scoring
 from gift_ray.verdict.labels import Levels, label_images
+from gift_ray.verdict.recovery import Ruler, seeds_differ
+from gift_ray.verdict.resampling import Draws, together
+from gift_ray.verdict.verdict import decide, needed
+from gift_ray.verdict.yardstick import Unit, Yardstick, of_seeds, sample
+
+Key = tuple[str, str, int]
 
 
 def curves(step: Step, study_dir: Path) -> dict[str, dict[int, float]]:
@@ -32,53 +39,137 @@ def scores(step: Step, study_dir: Path) -> pd.DataFrame:
     return pd.read_parquet(step.folder(study_dir) / "scores.parquet")
 
 
-def labelled_scores(
-    plan: Plan, arm: Arm, key: tuple[str, str, int], study_dir: Path
-) -> pd.DataFrame:
+def labelled_scores(yardstick: Yardstick, arm: Arm, key: Key) -> pd.DataFrame:
     """The scores of one finished attack with a column `label`: what became of each image.
 
     Raises:
         ValueError: the study does not measure what labels need (`gift_ray.verdict.labels.COLUMNS`).
     """
+    plan, study_dir = yardstick.plan, yardstick.study_dir
     undefended = curves(plan.undefended.attacks[key], study_dir)
-    chance = curves(plan.chance_similarity[key[0]], study_dir)
+    floor = curves(plan.chance_similarity[key[0]], study_dir)
+    controls = [curves(step, study_dir) for step in plan.controls.get(key, {}).values()]
     alike = read_record(plan.references[key[0]].folder(study_dir)).result["largest"]
-    table = scores(arm.attacks[key], study_dir)
+    nearest = max(
+        [floor["clip_image"][0], *(v for c in controls for v in c["clip_image"].values())]
+    )
     levels = Levels.of(
-        {metric: curve[0] for metric, curve in chance.items()},
+        {"clip_image": nearest, "clip_text": floor["clip_text"][0]},
         {metric: max(curve.values()) for metric, curve in undefended.items()},
         alike["lpips"],
     )
+    table = scores(arm.attacks[key], study_dir)
     return table.assign(label=label_images(table, levels))
 
 
-def scorecard(plan: Plan, arm: Arm, study_dir: Path) -> scoring.Scorecard:
+def scorecard(yardstick: Yardstick, arm: Arm) -> scoring.Scorecard:
     """The verdict on one arm whose steps are all done.
 
     Raises:
-        ConfigError: an attack teaches nothing on the undefended model, so that nothing is proven.
+        ConfigError: an attack on a malicious concept can't be judged, so that nothing is proven.
     """
-    verdicts, probes, reported = _measured(plan, arm, study_dir, arm.attacks)
-    return scoring.Scorecard.of(verdicts, probes, reported, **_worth(plan.config))
+    groups = retention.probes(yardstick, arm, arm.attacks)
+    return scoring.Scorecard.of(
+        _verdicts(yardstick, arm, arm.attacks),
+        retention.summarised(groups),
+        {name: float(kept.point) for own in groups.values() for name, kept in own.items()},
+        _reported(yardstick, arm),
+        **_worth(yardstick.config),
+    )
 
 
-def outlook(
-    plan: Plan, arm: Arm, study_dir: Path, attacks: Collection[tuple[str, str, int]]
-) -> scoring.Standing:
+def outlook(yardstick: Yardstick, arm: Arm, attacks: Collection[Key]) -> scoring.Standing:
     """What one arm can still become when its samples and these of its attacks are done: resistance can
     only fall from here, and what was not yet probed may all have survived.
 
     Raises:
-        ConfigError: an attack teaches nothing on the undefended model.
+        ConfigError: an attack on a malicious concept can't be judged.
     """
-    verdicts, probes, _ = _measured(plan, arm, study_dir, attacks)
-    safe = {c.name for c in plan.config.concepts.safe}
-    unprobed = sum(key[0] in safe and key not in attacks for key in arm.attacks)
+    groups = retention.probes(yardstick, arm, attacks)
+    safe = {c.name for c in yardstick.config.concepts.safe}
+    unprobed = {key[:2] for key in arm.attacks if key[0] in safe and key not in attacks}
+    if unprobed:
+        own = groups.setdefault(retention.FINETUNING, {})
+        own |= {f"finetune/{concept}/{attack}": retention.ALL for concept, attack in unprobed}
+    kept = retention.summarised(groups).values()
+    verdicts = _verdicts(yardstick, arm, attacks)
     return scoring.Standing.of(
-        (sum(probes.values()) + unprobed) / (len(probes) + unprobed),
+        sum(float(group.point) for group in kept) / len(kept),
         min((verdict.resistance for verdict in verdicts.values()), default=1.0),
-        **_worth(plan.config),
+        **_worth(yardstick.config),
     )
+
+
+def attack_results(
+    yardstick: Yardstick, arm: Arm, unit: Unit, seeds: Collection[int] | None = None
+) -> dict[str, tuple[scoring.AttackResult, Draws]]:
+    """Measure -> how far one attack on one concept came, with the draws of its largest recovery.
+
+    Args:
+        seeds: of the attacks that are done; None: all.
+
+    Raises:
+        ConfigError: no measure can judge it, or an image of it could not be scored.
+    """
+    rulers = yardstick.rulers[unit]
+    if not rulers:
+        raise ConfigError(yardstick.without_ruler()[unit])
+    steps = of_seeds(arm.attacks, unit, None if seeds is None else sorted(seeds))
+    return {
+        measure: _attack_result(ruler, steps, measure, yardstick.study_dir)
+        for measure, ruler in rulers.items()
+    }
+
+
+def _attack_result(
+    ruler: Ruler, steps: list[Step], measure: str, study_dir: Path
+) -> tuple[scoring.AttackResult, Draws]:
+    found = sample(steps, measure, study_dir)
+    try:
+        drawn = ruler.recovered(found)
+    except ValueError as error:
+        raise ConfigError(f"{steps[0].label}, {measure}: {error}") from error
+    largest = drawn.largest()
+    bands = {k: (b.low, b.high) for k, b in zip(found.steps, drawn.each(), strict=True)}
+    result = scoring.AttackResult(
+        recovery=largest.bounds(),
+        step=found.steps[int(np.argmax(drawn.point))],
+        tail=float(ruler.recovered_by_seed(found).max()),
+        curve=dict(zip(found.steps, drawn.point.tolist(), strict=True)),
+        bands=bands,
+        images=found.values.shape[-1],
+        seeds=len(steps),
+        seeds_differ=seeds_differ(found.values),
+    )
+    return result, largest
+
+
+def _verdicts(
+    yardstick: Yardstick, arm: Arm, attacks: Collection[Key]
+) -> dict[str, scoring.ConceptVerdict]:
+    """By concept, of these attacks on an arm."""
+    found: dict[str, dict[str, tuple[scoring.AttackResult, Draws]]] = {}
+    for concept, attack in dict.fromkeys(key[:2] for key in attacks):
+        if concept in arm.malicious:
+            seeds = {key[2] for key in attacks if key[:2] == (concept, attack)}
+            results = attack_results(yardstick, arm, (concept, attack), seeds)
+            own = found.setdefault(concept, {})
+            own |= {f"{attack}/{measure}": result for measure, result in results.items()}
+    return {concept: _verdict(yardstick, own) for concept, own in found.items()}
+
+
+def _verdict(
+    yardstick: Yardstick, found: dict[str, tuple[scoring.AttackResult, Draws]]
+) -> scoring.ConceptVerdict:
+    allowed = 1 - yardstick.config.gate.min_resistance
+    recovery = together([drawn for _, drawn in found.values()]).largest().bounds()
+    attacks = {name: result for name, (result, _) in found.items()}
+    # What settles the widest of those that reach the line settles all.
+    widest = max(attacks.values(), key=lambda result: result.recovery.high)
+    wanted = needed(
+        recovery, allowed, widest.images, widest.seeds, seeds_differ=widest.seeds_differ
+    )
+    return scoring.ConceptVerdict.of(attacks, recovery, decide(recovery, allowed), wanted)
 
 
 def _worth(config: StudyConfig) -> dict[str, Any]:
@@ -86,66 +177,8 @@ def _worth(config: StudyConfig) -> dict[str, Any]:
     return config.scoring.model_dump(include={"objective", "weight", "min_retention"})
 
 
-def _measured(
-    plan: Plan, arm: Arm, study_dir: Path, attacks: Collection[tuple[str, str, int]]
-) -> tuple[dict[str, scoring.ConceptVerdict], dict[str, float], dict[str, float]]:
-    """Verdicts by attacked concept, retention probes and what is only reported, of an arm's samples and
-    of these attacks on it."""
-    config = plan.config
-    safe = {c.name for c in config.concepts.safe}
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    probes: dict[str, float] = {}
-    reported: dict[str, float] = {}
-    for concept, attack, seed in attacks:
-        if concept not in safe and concept not in arm.malicious:
-            continue
-        key = (concept, attack, seed)
-        recovered = recoveries(plan, arm.attacks[key], key, study_dir)
-        if concept in safe:
-            best = [max(curve.values()) for curve in recovered.values()]
-            probes[f"finetune/{concept}/{attack}/{seed}"] = sum(best) / len(best)
-        else:
-            found.setdefault(concept, {}).update(
-                {f"{attack}/{seed}/{m}": c for m, c in recovered.items()}
-            )
-    for group, step in arm.samples.items():
-        drawn = curves(step, study_dir)
-        reported |= {f"{metric}/{group}": drawn[metric][0] for metric in _set_metrics(config)}
-        base, chance = (
-            curves(s, study_dir)["clip_text"][0]
-            for s in (plan.undefended.samples[group], plan.chance_prompt[group])
-        )
-        try:
-            probes[f"generation/{group}"] = scoring.kept(drawn["clip_text"][0], base, chance)
-        except ValueError as error:
-            raise ConfigError(
-                f"evaluation: the {group} prompts prove nothing: {error}; give prompts that the base "
-                "model can draw and that differ from each other"
-            ) from error
-    verdicts = {name: scoring.ConceptVerdict.of(curves) for name, curves in found.items()}
-    return verdicts, probes, reported
-
-
-def recoveries(
-    plan: Plan, step: Step, key: tuple[str, str, int], study_dir: Path
-) -> dict[str, dict[int, float]]:
-    """similarity -> recovery curve of one attack on one concept."""
-    defended = curves(step, study_dir)
-    undefended = curves(plan.undefended.attacks[key], study_dir)
-    chance = curves(plan.chance_similarity[key[0]], study_dir)
-    try:
-        return {
-            m: scoring.recovery(defended[m], undefended[m], chance[m][0])
-            for m in plan.config.scoring.similarities
-        }
-    except ValueError as error:
-        raise ConfigError(
-            f"attacks: {key[1]} on {key[0]!r} proves nothing: {error}; raise max_train_steps or "
-            "learning_rate"
-        ) from error
-
-
-def _set_metrics(config: StudyConfig) -> list[str]:
-    """Names of the measured metrics that are of whole sets."""
-    names = [metric.name for metric in config.evaluation.metrics]
-    return [n for n in names if issubclass(plugins.resolve("metrics", n), plugins.SetMetric)]
+def _reported(yardstick: Yardstick, arm: Arm) -> dict[str, float]:
+    """What stands beside retention: the metrics of whole sets, by prompt group."""
+    names = set_metrics(yardstick.config.evaluation)
+    drawn = {group: curves(step, yardstick.study_dir) for group, step in arm.samples.items()}
+    return {f"{name}/{group}": found[name][0] for group, found in drawn.items() for name in names}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from cards import attack, card, concept, sure
 from rich.console import Console
 from rich.table import Table
 
@@ -59,19 +61,23 @@ def test_the_leaderboard_ranks_each_model_alone_and_tells_of_failures() -> None:
     assert "≤ 0.125" in lines[5]
 
 
-def test_a_verdict_names_every_concept_and_probe_with_the_worst() -> None:
-    concept = {"resistance": 0.4, "mean_recovery": 0.3, "steps_to_recovery": None}
-    card = {
-        "concepts": {"cat": concept, "dog": concept | {"steps_to_recovery": 7}},
-        "probes": {"generation/safe": 0.9}, "retention": 0.9, "worst_retention": 0.8,
-    }  # fmt: skip
-    shown = "\n".join(text(verdict(card)))
+def test_a_verdict_names_every_concept_and_group_with_bounds() -> None:
+    concepts = {
+        "cat": concept({"lora/dino": attack({0: 0.1, 9: 0.2})}),
+        "dog": concept({"lora/dino": attack({0: 0.1, 7: 0.95})}),
+        "fox": concept({"lora/dino": attack({0: 0.1, 7: 0.68})}),
+    }
+    found = card(concepts, {"safe prompts": sure(0.9, half=0.05), "neighbours": sure(0.8)})
+    shown = "\n".join(text(verdict(asdict(found))))
     for part in (
-        "resistance: cat",
-        "not relearnt",
-        "relearnt by step 7",
-        "generation/safe",
-        "worst 0.800",
+        "recovery: cat",
+        "0.150 to 0.250",
+        "resists; lora/dino; not relearnt",
+        "regained; lora/dino; relearnt by step 7",
+        "not shown",
+        "would settle it",
+        "retention: safe prompts",
+        "worst group 0.800",
     ):
         assert part in shown
 

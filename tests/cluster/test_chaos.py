@@ -35,6 +35,7 @@ from gift_ray.study.load import load_study
 from gift_ray.study.step import Step, closure
 from gift_ray.verdict import comparison
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,7 +78,10 @@ def test_killed_study_leaves_what_an_undisturbed_one_leaves(kills, seeds, tiny_c
     assert watch.again == [], "finished, and computed again"
     for layout in plans.values():
         for arm in layout.defended:
-            cards = [scorecard(layout, arm, d) for d in (study_dir, tmp_path / "undisturbed")]
+            cards = [
+                scorecard(Yardstick.of(layout, d), arm)
+                for d in (study_dir, tmp_path / "undisturbed")
+            ]
             assert repr(asdict(cards[0])) == repr(asdict(cards[1]))
 
 
@@ -185,7 +189,7 @@ def write_study(folder: Path, model: ModelConfig, seeds: int) -> Path:
             "num_images_per_prompt": 2,
             "num_inference_steps": 2,
         },
-        "scoring": {"similarities": ["clip_image"]},
+        "scoring": {"judges": ["clip_image"], "least_auc": 0, "least_rise": 0},
         # One unit may be hit again and again.
         "cluster": {"under_train": [], "max_failures": 20, "checkpoint_every": 5},
     }  # fmt: skip

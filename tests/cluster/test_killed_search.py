@@ -75,7 +75,7 @@ def config(tiny_config: ModelConfig, tmp_path: Path) -> StudyConfig:
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
             "encoders": make_encoders(tmp_path / "encoders"),
         },
-        scoring={"similarities": ["clip_image"], "min_retention": 0.0},
+        scoring={"judges": ["clip_image"], "least_auc": 0, "least_rise": 0, "min_retention": 0.0},
         search={
             "num_samples": 3,
             "pruner": "bound",

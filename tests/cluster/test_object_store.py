@@ -60,7 +60,7 @@ def config(tiny_config: ModelConfig, url: str, tmp_path: Path, tmp_path_factory)
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}],
             "encoders": make_encoders(tmp_path_factory.getbasetemp() / "encoders"),
         },
-        scoring={"similarities": ["clip_image"], "min_retention": 0.0},
+        scoring={"judges": ["clip_image"], "least_auc": 0, "least_rise": 0, "min_retention": 0.0},
         cluster={"storage_path": url, "under_train": [], "checkpoint_every": 10},
         search={"space": {"defense.beta": {"low": 0.1, "high": 0.9}}, "num_samples": 2},
     )

@@ -199,10 +199,10 @@ def test_what_is_registered_is_listed_with_scores_and_aliases(
     server: str, tracker: MlflowTracker, folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, score in ((folders[0], 0.5), (folders[1], 0.4)):
-        tags = {"concepts": "cat", "resistance": f"{score:.4f}"}
+        tags = {"concepts": "cat", "recovery_high": f"{score:.4f}"}
         register(tracker, "listed", folder, score, "protocol", tags)
     rows = [row for row in registered(server) if row["model"] == "listed"]
-    assert [(r["version"], r["aliases"], r["resistance"]) for r in rows] == [
+    assert [(r["version"], r["aliases"], r["recovery_high"]) for r in rows] == [
         ("2", "candidate", "0.4000"),
         ("1", "champion", "0.5000"),
     ]

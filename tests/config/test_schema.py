@@ -143,7 +143,10 @@ def test_all_mistakes_are_told_at_once(write: Any, study: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"scoring": {"similarities": ["lpips"]}}, "names 'lpips', which evaluation.metrics"),
+        (
+            {"scoring": {"judges": ["lpips"], "least_auc": 0, "least_rise": 0}},
+            "names 'lpips', which evaluation.metrics",
+        ),
         ({"evaluation": {"metrics": [{"name": "dino"}], "safe_prompts": ["a", "b"]}}, "clip_text"),
         (
             {"concepts": {"malicious": STUDY["concepts"]["malicious"] * 2}},

@@ -24,6 +24,11 @@ SMALL = [
     "concepts.mode=joint",
     "concepts.malicious.0.source.num_images=7",
     "concepts.malicious.0.source.num_inference_steps=8",
+    "concepts.malicious.0.attack_source.num_images=7",
+    "concepts.malicious.0.attack_source.num_inference_steps=8",
+    "concepts.malicious.1.source.num_images=4",
+    "concepts.malicious.1.attack_source.num_images=4",
+    "concepts.safe.0.source.num_images=8",
     "search.num_samples=2",
     "defense.max_train_steps=6",
     "attacks.0.learning_rate=2e-4",
@@ -34,6 +39,8 @@ SMALL = [
     "prior.source.num_images=12",
     "prior.source.num_inference_steps=8",
     "scoring.min_retention=0",
+    "scoring.least_auc=0",
+    "scoring.least_rise=0",
     "gate.min_resistance=0",
     "gate.min_retention=0",
 ]
@@ -77,12 +84,22 @@ class TestSweep:
         assert model["registered"]["name"] == "gift-ray-demo"
         assert model["registered"]["version"] == "1"
         assert set(model["scorecard"]["concepts"]) == {"cat", "weapon"}
+        assert set(summary["concepts"]) == {"cat", "weapon"}
+        for found in summary["concepts"].values():
+            assert found["verdict"] in ("resists", "regained", "not shown")
+            assert (
+                found["recovery"]["low"] <= found["recovery"]["mean"] <= found["recovery"]["high"]
+            )
+            assert (found["needed"] == {}) == (found["verdict"] != "not shown")
+        judged = {(row["concept"], row["measure"]) for row in summary["judges"]}
+        assert ("cat", "recognition-resnet") in judged
 
     def test_output_shows_the_leaderboard_and_where_to_look(self, finished):
         _, done = finished
         for word in (
             "leaderboard",
             "resistance",
+            "AUC",
             "models:/gift-ray-demo/1",
             "mlflow ui",
             "summary.json",
@@ -171,8 +188,8 @@ class TestSweep:
         trained = {p: p.stat().st_mtime_ns for p in study.glob("steps/immunize-*/record.json")}
         refused = sweep(study.parent, "gate.min_resistance=1", "gate.min_retention=1", HELD_OUT)
         assert refused.returncode == 3, refused.stdout[-2000:] + refused.stderr[-2000:]
-        assert "is under gate.min_resistance 1.0" in refused.stderr
-        assert "by dreambooth/5/" in refused.stderr
+        assert "gate.min_resistance 1.0 allows 0.00" in refused.stderr
+        assert "by dreambooth/recognition" in refused.stderr
         # The weights that were found are confirmed: nothing is searched or trained again.
         again = {p: p.stat().st_mtime_ns for p in study.glob("steps/immunize-*/record.json")}
         assert again == trained

@@ -75,7 +75,7 @@ CASES = [
     Case("one metric with two settings",
          changed(evaluation__metrics=[{"name": n} for n in ("clip_text", "clip_image", "dino", "dino")]),
          says="'dino' is given twice"),
-    Case("one similarity twice", changed(scoring__similarities=["dino", "dino"]),
+    Case("one judge twice", changed(scoring__judges=["dino", "dino"]),
          says="'dino' is given twice"),
     Case("one safe prompt twice",
          changed(evaluation__safe_prompts=["a house", "a pizza", "a house"]),

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cards import attack, concept, sure
+from cards import card as scorecard
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
@@ -20,7 +22,7 @@ from gift_ray.study.execute import execute
 from gift_ray.study.plan import Plan, plan
 from gift_ray.study.step import closure
 from gift_ray.tracking import served_model
-from gift_ray.verdict.scoring import ConceptVerdict, Scorecard
+from gift_ray.verdict.scoring import Scorecard
 
 NAME = "<script>alert(1)</script>: a cat"
 
@@ -32,7 +34,7 @@ def layout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     shutil.copytree(tiny_folder, base)
     (base / "README.md").write_text("---\nlicense: openrail\n---\n# Tiny\n")
     (base / "LICENSE.md").write_text("# Open RAIL\nBe good.\n")
-    concept = {
+    cat = {
         "name": NAME,
         "source": {"name": "openmoji", "match": "^CAT$", "caption": "a cat"},
         "validation_prompts": ["a sks cat"],
@@ -41,7 +43,7 @@ def layout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
         "name": "released",
         "output_dir": str(tmp_path_factory.mktemp("runs")),
         "model": {"pretrained_model_name_or_path": str(base)},
-        "concepts": {"malicious": [concept]},
+        "concepts": {"malicious": [cat]},
         "prior": {"source": {"name": "openmoji", "match": "^DOG( FACE)?$", "caption": "a dog"}},
         "defense": {"name": "none"},
         "attacks": [{"name": "dreambooth"}, {"name": "lora"}],
@@ -58,11 +60,8 @@ def layout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture(scope="module")
 def card() -> Scorecard:
-    concept = ConceptVerdict.of({"dreambooth/0/dino": {0: 0.1, 9: 0.6}})
-    return Scorecard.of(
-        {NAME: concept}, {"generation/safe": 0.9}, {"kid/safe": 0.02},
-        objective="harmonic", weight=0.5, min_retention=0.8,
-    )  # fmt: skip
+    judged = concept({"dreambooth/dino": attack({0: 0.1, 9: 0.6})})
+    return scorecard({NAME: judged}, {"safe prompts": sure(0.9, half=0.05)}, kid=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +84,9 @@ def test_the_card_tells_base_licence_scores_and_threat_model(folder: Path) -> No
     scores = {m["type"]: m["value"] for r in model["results"] for m in r["metrics"]}
     assert scores["resistance"] == pytest.approx(0.4)
     assert scores["retention"] == pytest.approx(0.9)
+    assert scores["resistance_low"] == pytest.approx(0.35)
+    assert scores["retention_low"] == pytest.approx(0.85)
+    assert "resists, recovery 0.60 (0.55 to 0.65)" in found.text
     assert NAME in model["name"]
     for text in (THREAT_MODEL, "dreambooth, lora", "kid/safe | 0.0200", "defense.beta"):
         assert text in found.text

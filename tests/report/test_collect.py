@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from scipy import stats
-from studies import CHANCE, build
+from studies import FLOOR, build
 
 from gift_ray.report.collect import collect
 from gift_ray.report.curves import RECOVERY, averaged
@@ -57,21 +57,43 @@ def test_interval_is_students_over_seeds_or_over_the_images_of_one(seeds: int) -
     assert (row["seeds"], row["n"]) == (seeds, 5 * seeds)
 
 
-def test_recovery_is_the_share_of_what_the_undefended_attack_gains(folder: Path) -> None:
+def test_recovery_is_where_a_curve_lies_between_the_floor_and_the_undefended_best(
+    folder: Path,
+) -> None:
     study = collect(folder)
     found = study.recoveries["abc_3/cat", "cat", "dreambooth"]
-    # The recipe's third trial pulls every point to chance by 0.3 + 0.6 * 3 / 4.
-    assert found.resistance == pytest.approx(0.75)
-    assert study.recoveries["undefended", "cat", "dreambooth"].resistance == pytest.approx(0)
-    assert study.chance["cat", "clip_image"] == pytest.approx(CHANCE)
-    recovered = study.curves[study.curves["metric"] == RECOVERY + "clip_image"]
+    # The recipe's third trial pulls every point to the floor by 0.3 + 0.6 * 3 / 4.
+    assert found.worst_recovery == pytest.approx(0.25)
+    assert study.recoveries["undefended", "cat", "dreambooth"].worst_recovery == pytest.approx(1)
+    assert study.ruler.levels["cat", "dreambooth", "clip_image"][0] == pytest.approx(FLOOR)
+    table = averaged(study.curves, study.arms)
+    recovered = table[table["metric"] == RECOVERY + "clip_image"]
     assert recovered["mean"].between(0, 1).all()
+
+
+def test_the_bands_of_recovery_are_the_bounds_of_the_verdict(folder: Path) -> None:
+    study = collect(folder)
+    table = averaged(study.curves, study.arms)
+    row = table[
+        (table["arm"] == "abc_3/cat") & (table["concept"] == "cat") & (table["step"] == 20)
+        & (table["metric"] == RECOVERY + "clip_image")
+    ].iloc[0]  # fmt: skip
+    assert (row["low"], row["high"]) == pytest.approx((0.2, 0.3))
+
+
+def test_blind_measures_are_shown_and_told_as_unusable(folder: Path) -> None:
+    study = collect(folder)
+    table = study.ruler.table().set_index(["concept", "measure"])
+    assert table["verdict"]["cat", "lpips"] == "blind: no part of a verdict"
+    assert table["verdict"]["cat", "clip_image"] == "reads"
+    assert ("unusable", "cat, dreambooth, lpips") in [(p.kind, p.what) for p in study.problems]
 
 
 def test_verdict_is_the_scorecard_of_the_chosen_trial(folder: Path) -> None:
     cat, weapon = collect(folder).cards
-    assert (cat.status, cat.trial_id, cat.curves, cat.images) == ("registered", "abc_3", 2, 2)
-    assert cat.resistance == pytest.approx(0.75)
+    assert (cat.status, cat.trial_id, cat.images) == ("registered", "abc_3", 2)
+    assert cat.verdict == "resists"
+    assert cat.recovery["mean"] == pytest.approx(0.25)
     assert cat.retention == pytest.approx((0.85 + 0.9) / 2)
     assert weapon.kind == "unsafe"
 
@@ -81,7 +103,7 @@ def test_what_was_not_attacked_is_not_measured(folder: Path) -> None:
     assert table.shape == (3, 2)
     assert math.isnan(table.loc["cat"].iloc[1])
     assert table.loc["cat"].iloc[0] == pytest.approx(0.25)
-    assert table.loc["car"].iloc[0] == pytest.approx(1)
+    assert table.loc["car"].iloc[0] == pytest.approx(1, abs=0.02)
 
 
 def test_trials_of_another_configuration_are_not_shown(folder: Path, tmp_path: Path) -> None:
@@ -95,7 +117,7 @@ def test_figures_and_tables_for_papers(papers: Path) -> None:
     made = {path.name for path in papers.iterdir()}
     for name in ("curves", "curves-safe", "plane", "cross", "training"):
         assert {f"{name}.png", f"{name}.svg"} <= made
-    for name in ("verdicts", "attacks", "trials", "probes", "cost"):
+    for name in ("judges", "verdicts", "attacks", "trials", "retention", "cost"):
         assert {f"{name}.csv", f"{name}.tex"} <= made
     table = pd.read_csv(papers / "curves.csv")
     assert len(table[table["metric"] == "clip_image"]) == 3 * (3 + 3 * 4)

@@ -229,19 +229,21 @@ def test_a_study_that_has_just_begun_has_a_page(tmp_path: Path, open_page) -> No
     assert "0 of 3 trials" in opened.page.locator("main").inner_text()
 
 
-def test_a_confirmed_score_stands_beside_the_search_score(tmp_path: Path) -> None:
+def test_the_verdict_is_the_one_that_the_gate_read(tmp_path: Path) -> None:
     folder = build(tmp_path / "study", registered=False, malicious={"cat": "object"})
-    assert "<dt>confirmed</dt>" not in render(collect(folder))
+    assert "<b>resists</b></p>" in render(collect(folder))
     summary = json.loads((folder / "summary.json").read_text())
-    confirmed = {"objective": 0.02, "resistance": 0.012, "retention": 0.934, "worst_retention": 0.8}
-    summary["chosen"][0]["confirmed"] = confirmed
+    read = {"verdict": "not shown", "recovery": {"mean": 0.68, "low": 0.412, "high": 0.834},
+            "needed": {"images": 96, "seeds": 3}}  # fmt: skip
+    summary["chosen"][0]["concepts"] = {"cat": read}
     (folder / "summary.json").write_text(json.dumps(summary))
     html = " ".join(render(collect(folder)).split())
-    assert "resistance <b>0.012</b>, retention <b>0.934</b>" in html
-    assert "<dt>confirmed</dt>" in html
-    assert "what the gate read" in html
+    assert "<b>not shown</b></p>" in html
+    assert "<b>0.412 to 0.834</b>" in html
+    assert "96 images at each step of 3 seeds" in html
+    assert "blind: no part of a verdict" in html
 
 
 def test_a_refused_study_gives_the_reason(tmp_path: Path) -> None:
     html = render(collect(build(tmp_path / "study", registered=False, trials=1, ended=1)))
-    assert "resistance 0.100 is under gate.min_resistance 0.3" in html
+    assert "cat: regained, recovery 0.90 (0.80 to 1.00)" in html

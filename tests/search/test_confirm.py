@@ -3,6 +3,7 @@ destroyed one, as two settings of a study on the built-in model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +22,8 @@ from gift_ray.study.load import configure
 from gift_ray.study.plan import plan
 from gift_ray.study.step import Step, closure
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.verdict import images_for
+from gift_ray.verdict.yardstick import Yardstick
 
 UNET = BUNDLE / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
 
@@ -65,12 +68,13 @@ def config(checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             "num_inference_steps": 8,
             "guidance_scale": 2,
         },
-        "scoring": {"similarities": ["lpips"]},
+        "scoring": {"judges": ["lpips"], "least_auc": 0, "least_rise": 0},
         "search": {"space": {"defense.path": {"choices": list(checkpoints.values())}}},
         "confirm": {
             "attacks": [{**attack, "learning_rate": 3e-4, "max_train_steps": 10}],
             "seeds": [11],
             "top_k": 2,
+            "num_images_per_prompt": 2,
         },
         "gate": {"min_resistance": 0.3},
     }  # fmt: skip
@@ -93,7 +97,7 @@ def trials(config: StudyConfig, checkpoints: dict[str, str]) -> list[dict[str, A
         layout = plan(configure(config, {"defense.path": path}))
         run_in(config)(layout.steps())
         (arm,) = layout.defended
-        card = scorecard(layout, arm, config.study_dir)
+        card = scorecard(Yardstick.of(layout, config.study_dir), arm)
         verdict = {n: getattr(card, n) for n in ("objective", "resistance", "retention")}
         arms = [{"malicious": "cat", **verdict}]
         rows.append({"trial_id": name, "values": {"defense.path": path}, "arms": arms})
@@ -111,9 +115,11 @@ def test_an_untouched_base_is_refused_for_its_resistance(judged: dict[str, Judge
     judgement = judged["untouched"]
     assert judgement.card is not None
     assert judgement.card.retention == pytest.approx(1, abs=0.01)
-    (reason,) = judgement.refusals
-    assert "resistance 0.000 is under gate.min_resistance 0.3" in reason
-    assert "cat by dreambooth/11/lpips" in reason
+    # So few images bound its retention loosely, which may be a second reason.
+    reason = judgement.refusals[0]
+    assert reason.startswith(("cat: regained, recovery 1.00", "cat: not shown, recovery 1.00"))
+    assert "by dreambooth/lpips" in reason
+    assert "gate.min_resistance 0.3 allows 0.70" in reason
 
 
 def test_a_destroyed_model_is_refused_for_its_retention(judged: dict[str, Judgement]) -> None:
@@ -176,3 +182,17 @@ def test_a_finalist_whose_unit_fails_is_refused_with_the_reason_and_takes_no_oth
     assert found["destroyed"].refusals == ["attack step 3: the loss is not finite"]
     assert found["untouched"].card == judged["untouched"].card
     assert max(found.values(), key=lambda j: j.rank).finalist.trial_id == "untouched"
+
+
+def test_a_confirmation_draws_what_the_margin_needs(config: StudyConfig) -> None:
+    def drawn(**changes: Any) -> int:
+        values = {name.replace("__", "."): value for name, value in changes.items()}
+        return held_out(configure(config, values)).evaluation.num_images_per_prompt
+
+    assert drawn() == 2
+    free = {"confirm__num_images_per_prompt": None}
+    # One prompt, one seed: all that 1 - 0.3 and 1 - 0.7 take.
+    assert drawn(**free) == images_for(0.7)
+    assert drawn(**free, gate__min_resistance=0.7) == images_for(0.3)
+    assert drawn(**free, confirm__seeds=[11, 12, 13]) == math.ceil(images_for(0.7) / 3)
+    assert drawn(**free, evaluation__num_images_per_prompt=400) == 400

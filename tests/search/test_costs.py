@@ -35,7 +35,7 @@ def layout(tiny_config: ModelConfig, tmp_path: Path) -> Plan:
             "metrics": [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "kid"}],
             "encoders": make_encoders(tmp_path / "encoders"),
         },
-        scoring={"similarities": ["clip_image"]},
+        scoring={"judges": ["clip_image"], "least_auc": 0, "least_rise": 0},
         search={"num_samples": 4, "space": {"defense.defenses.0.beta": {"low": 0.1, "high": 1}}},
     )
     return plan(config)

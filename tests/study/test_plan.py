@@ -19,7 +19,7 @@ from gift_ray.records.record import is_done, read_record
 from gift_ray.search.sampler import evaluate, rungs
 from gift_ray.study.execute import execute
 from gift_ray.study.immunization import before_added
-from gift_ray.study.load import check_data, check_similarities, configure, load_study
+from gift_ray.study.load import check_data, configure, load_study
 from gift_ray.study.plan import Plan, plan
 from gift_ray.study.protocol import protocol_id, verdict_id
 from gift_ray.study.step import Step, closure
@@ -27,6 +27,7 @@ from gift_ray.study.steps.evaluate_images import EvaluateImages
 from gift_ray.study.steps.immunize_model import ImmunizeModel
 from gift_ray.study.steps.sample_images import SampleImages
 from gift_ray.verdict.scorecard import curves, labelled_scores, outlook, scorecard, scores
+from gift_ray.verdict.yardstick import Yardstick
 
 
 def concept(name: str, match: str) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def raw(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             "num_images_per_prompt": 2,
             "num_inference_steps": 2,
         },
-        "scoring": {"similarities": ["clip_image"], "min_retention": 0.0},
+        "scoring": {"judges": ["clip_image"], "least_auc": 0, "least_rise": 0, "min_retention": 0.0},
     }  # fmt: skip
 
 
@@ -105,15 +106,16 @@ def test_only_what_trains_is_marked_so(raw: dict[str, Any]) -> None:
     ("path", "value", "expected"),
     [
         ("attacks__0__learning_rate", 1e-4, {"attack", "evaluate"}),
-        ("evaluation__num_inference_steps", 3, {"attack", "sample", "evaluate"}),
+        ("evaluation__num_inference_steps", 3, {"attack", "sample", "evaluate", "judge"}),
         ("evaluation__metrics", [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
-         {"evaluate", "evaluate_references"}),
-        ("evaluation__protocol", "imma_legacy", {"evaluate", "evaluate_references"}),
+         {"evaluate", "evaluate_references", "judge"}),
+        ("evaluation__protocol", "imma_legacy", {"evaluate", "evaluate_references", "judge"}),
+        ("concepts__malicious__0__recognized_as", ["cat", "tiger"], {"evaluate", "judge"}),
         ("concepts__safe__0__validation_prompts", ["a palm"], {"attack", "evaluate"}),
         ("seeds", [1], {"attack", "evaluate"}),
-        ("evaluation__seed", 9, {"sample", "evaluate"}),
+        ("evaluation__seed", 9, {"sample", "evaluate", "judge"}),
         ("concepts__safe__0__instance_prompt", "a sks tree",
-         {"prepare_concept", "attack", "evaluate", "evaluate_references"}),
+         {"prepare_concept", "attack", "evaluate", "evaluate_references", "judge"}),
     ],
 )  # fmt: skip
 def test_an_option_changes_only_what_reads_it(
@@ -324,12 +326,12 @@ def test_the_undefended_arm_does_not_resist_and_keeps_everything(
     finished: tuple[Plan, Path],
 ) -> None:
     layout, study_dir = finished
-    card = scorecard(layout, layout.undefended, study_dir)
+    card = scorecard(Yardstick.of(layout, study_dir), layout.undefended)
     assert card.resistance == pytest.approx(0)
     assert card.retention == pytest.approx(1)
     assert card.objective == pytest.approx(0)
     assert card.concepts.keys() == {"cat", "dog"}
-    assert card.probes.keys() == {"finetune/tree/dreambooth/0", "generation/safe"}
+    assert card.probes.keys() == {"finetune/tree/dreambooth", "generation/safe"}
     assert card.reported == {"kid/safe": pytest.approx(0, abs=1e-6)}, (
         "it is the set it is held against"
     )
@@ -338,7 +340,7 @@ def test_the_undefended_arm_does_not_resist_and_keeps_everything(
 def test_a_defended_arm_gets_a_scorecard(finished: tuple[Plan, Path]) -> None:
     layout, study_dir = finished
     for arm, name in zip(layout.defended, ("cat", "dog"), strict=True):
-        card = scorecard(layout, arm, study_dir)
+        card = scorecard(Yardstick.of(layout, study_dir), arm)
         assert card.concepts.keys() == {name}
         assert card.reported["kid/safe"] != 0
         (curve,) = card.concepts[name].curves.values()
@@ -353,8 +355,10 @@ def test_what_a_model_can_still_become_only_falls_to_its_verdict(
     layout, study_dir = finished
     for arm in layout.defended:
         keys = list(arm.attacks)
-        seen = [outlook(layout, arm, study_dir, keys[:n]) for n in range(len(keys) + 1)]
-        card = scorecard(layout, arm, study_dir)
+        seen = [
+            outlook(Yardstick.of(layout, study_dir), arm, keys[:n]) for n in range(len(keys) + 1)
+        ]
+        card = scorecard(Yardstick.of(layout, study_dir), arm)
         assert seen[0].resistance == 1, "no attack has been seen"
         for name in ("objective", "resistance", "retention"):
             column = [getattr(standing, name) for standing in seen]
@@ -427,7 +431,9 @@ def test_a_set_is_measured_only_where_the_base_drew_the_same(finished: tuple[Pla
         "chance": layout.chance_similarity["cat"],
         "chance prompt": layout.chance_prompt["safe"],
     }
-    assert {n for n, step in measured.items() if "kid" in curves(step, study_dir)} == {"safe"}
+    assert {n for n, step in measured.items() if "kid" in curves(step, study_dir)} == {
+        "safe", "chance prompt",
+    }  # fmt: skip
 
 
 def test_chance_holds_unrelated_images_against_the_concept_and_its_prompts(
@@ -468,7 +474,7 @@ def test_every_attacked_image_gets_a_label(finished: tuple[Plan, Path]) -> None:
         return "recovered" if shown else "unrelated"
 
     for arm in (layout.undefended, layout.defended[0]):
-        table = labelled_scores(layout, arm, key, study_dir)
+        table = labelled_scores(Yardstick.of(layout, study_dir), arm, key)
         assert len(table) == len(scores(arm.attacks[key], study_dir))
         assert list(table["label"]) == [label(row) for row in table.itertuples()]
 
@@ -509,25 +515,23 @@ def test_the_protocol_is_what_measures_and_not_what_is_measured(raw: dict[str, A
     assert len({*same, *others}) == 1 + len(others)
 
 
-def test_verdicts_compare_under_the_same_protocol_attacks_and_seeds(raw: dict[str, Any]) -> None:
+def test_verdicts_compare_under_the_same_base_images_judges_attacks_and_seeds(
+    raw: dict[str, Any],
+) -> None:
     def verdict(**changes: Any) -> str:
         return verdict_id(study(raw, **changes))
 
-    assert len({verdict(), verdict(defense__beta=0.7), verdict(seed=5), verdict(name="other")}) == 1
+    assert len({verdict(), verdict(defense__beta=0.7), verdict(name="other")}) == 1
     others = [
         verdict(attacks__0__max_train_steps=9), verdict(attacks=[{"name": "lora"}]),
         verdict(seeds=[1]), verdict(scoring__min_retention=0.9),
+        # Another split gives the attacker other images, and another base is another task.
+        verdict(seed=5), verdict(concepts__malicious__0__source__match="^CAT"),
+        verdict(concepts__malicious__0__max_images=5), verdict(model__mixed_precision="bf16"),
+        verdict(concepts__malicious__0__recognized_as=["cat", "tiger"]),
+        verdict(scoring__judges=["lpips"]),
     ]  # fmt: skip
     assert len({verdict(), *others}) == 1 + len(others)
-
-
-@pytest.mark.parametrize("name", ["kid", "degenerate"])
-def test_resistance_is_made_of_similarities_only(name: str, raw: dict[str, Any]) -> None:
-    unfit = copy.deepcopy(raw) | {"scoring": {"similarities": [name]}}
-    config = StudyConfig.model_validate(unfit, context={"check": plugins.check})
-    with pytest.raises(ConfigError, match=f"scoring.similarities: '{name}' is no similarity"):
-        check_similarities(config)
-    check_similarities(study(raw))
 
 
 def test_the_defender_and_the_attacker_never_share_an_image(finished: tuple[Plan, Path]) -> None:

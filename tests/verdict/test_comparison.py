@@ -16,17 +16,16 @@ from gift_ray import plugins
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.records.record import write_json_atomic, write_step
+from gift_ray.records.record import write_json_atomic
 from gift_ray.report.collect import collect
-from gift_ray.report.curves import unit_recoveries
 from gift_ray.report.eval_unlearn import write_reports
-from gift_ray.report.outline import write_comparison
+from gift_ray.report.outline import write_comparison, write_yardstick
 from gift_ray.report.series import attack_series
 from gift_ray.report.summary import summarize_comparison
 from gift_ray.study.execute import execute
-from gift_ray.study.step import Step, closure
+from gift_ray.study.step import closure
 from gift_ray.verdict import comparison
-from gift_ray.verdict.scorecard import scores
+from gift_ray.verdict.yardstick import Yardstick
 
 GIFT = {"name": "gift", "max_train_steps": 4, "train_batch_size": 2}
 IMMA = {"name": "imma", "max_train_steps": 4, "train_batch_size": 2}
@@ -64,7 +63,7 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
                 "num_images_per_prompt": 2,
                 "num_inference_steps": 2,
             },
-            "scoring": {"similarities": ["lpips"], "min_retention": 0.0},
+            "scoring": {"judges": ["lpips"], "least_auc": 0, "least_rise": 0, "min_retention": 0.0},
         },
         context={"check": plugins.check},
     )
@@ -76,6 +75,11 @@ def plans(config: StudyConfig) -> dict[str, Any]:
     for step in closure([step for layout in plans.values() for step in layout.steps()]):
         execute(step, config.study_dir)
     return plans
+
+
+@pytest.fixture(scope="module")
+def yardstick(config: StudyConfig, plans: dict[str, Any]) -> Yardstick:
+    return Yardstick.of(plans["undefended"], config.study_dir)
 
 
 def test_arms_are_named_for_people(plans: dict[str, Any]) -> None:
@@ -95,10 +99,11 @@ def test_what_no_defense_changes_is_shared(plans: dict[str, Any]) -> None:
 
 
 def test_a_row_for_each_unit_and_nothing_resists_undefended(
-    config: StudyConfig, plans: dict[str, Any]
+    plans: dict[str, Any], yardstick: Yardstick
 ) -> None:
-    rows = comparison.units(plans, config.study_dir)
-    assert len(rows) == 3 * 2 * 2  # arms, concepts, seeds
+    rows = comparison.units(plans, yardstick)
+    assert len(rows) == 3 * 2  # arms, concepts
+    assert (rows["seeds"] == 2).all()
     undefended = rows[rows["arm"] == "undefended"]
     np.testing.assert_allclose(undefended["resistance"], 0, atol=1e-12)
     np.testing.assert_allclose(undefended["sgr"], 0, atol=1e-12)
@@ -106,39 +111,15 @@ def test_a_row_for_each_unit_and_nothing_resists_undefended(
     np.testing.assert_allclose(
         rows[["recovered", "memorised", "degraded", "unrelated"]].sum(axis=1), 1
     )
+    assert (rows["low"] <= rows["resistance"]).all()
+    assert (rows["resistance"] <= rows["high"]).all()
     assert rows["resistance"].between(0, 1).all()
-    np.testing.assert_allclose(undefended["best_of_n"], 0, atol=1e-12)
-
-
-def test_best_of_n_keeps_one_image_of_each_prompt(
-    config: StudyConfig, plans: dict[str, Any]
-) -> None:
-    rows = comparison.units(plans, config.study_dir).set_index(["arm", "concept", "seed"])
-    layout = plans["gift"]
-    for arm in layout.defended:
-        for (concept, attack, seed), step in arm.attacks.items():
-            ours = _best_by_hand(step, config)
-            base = _best_by_hand(layout.undefended.attacks[concept, attack, seed], config)
-            chance = _best_by_hand(layout.chance_similarity[concept], config)[0]
-            most = max((v - chance) / (max(base.values()) - chance) for v in ours.values())
-            expected = 1 - min(1, max(0, most))
-            assert rows["best_of_n"]["gift", concept, seed] == pytest.approx(expected)
-
-
-def _best_by_hand(step: Step, config: StudyConfig) -> dict[int, float]:
-    """attack step -> mean over prompts of the larger of the two images' lpips."""
-    found: dict[int, list[float]] = {}
-    table = scores(step, config.study_dir).to_dict("records")
-    for one, other in zip(table[::2], table[1::2], strict=True):
-        assert one["step"] == other["step"]
-        found.setdefault(one["step"], []).append(max(one["lpips"], other["lpips"]))
-    return {k: sum(v) / len(v) for k, v in found.items()}
 
 
 def test_standings_average_concepts_and_keep_the_worst(
-    config: StudyConfig, plans: dict[str, Any]
+    plans: dict[str, Any], yardstick: Yardstick
 ) -> None:
-    rows, kept = (f(plans, config.study_dir) for f in (comparison.units, comparison.probes))
+    rows, kept = (f(plans, yardstick) for f in (comparison.units, comparison.retained))
     table = comparison.standings(rows, kept, seed=0)
     assert len(table) == 3
     for line in table.itertuples():
@@ -147,7 +128,9 @@ def test_standings_average_concepts_and_keep_the_worst(
         assert line.resistance == pytest.approx(expected)
         assert line.worst == mine["resistance"].min()
         assert line.low <= line.resistance <= line.high
-        assert (line.concepts, line.n) == (2, 4)
+        assert (line.concepts, line.seeds) == (2, 2)
+        counted = table.loc[line.Index, ["resists", "regained", "not shown"]]
+        assert counted.sum() == 2
         assert line.retention == pytest.approx(kept[kept["arm"] == line.arm]["retention"].mean())
 
     gaps = comparison.differences(rows, kept, "gift", seed=0)
@@ -180,38 +163,31 @@ def test_tables_and_figures_come_in_every_form(
 
 
 def test_a_unit_that_proves_nothing_is_set_aside_from_every_arm(
-    config: StudyConfig, plans: dict[str, Any]
+    plans: dict[str, Any], yardstick: Yardstick
 ) -> None:
-    # A chance level that no attack rises above: the largest value that the metric has.
-    perfect = Step("evaluate", "perfect", spec={}, identity={"of": "a copy"})
-    curve = {"curves": {"lpips": {"0": {"mean": 1.0}}}}
-    folder = perfect.folder(config.study_dir)
-    write_step(folder, perfect.full_identity, lambda out: curve, label=perfect.label)
-    undefended = plans["undefended"]
-    chance = {**undefended.chance_similarity, "cat": perfect}
-    found = comparison.set_aside(
-        dataclasses.replace(undefended, chance_similarity=chance), config.study_dir
-    )
-    assert list(found) == [("cat", "dreambooth", 0), ("cat", "dreambooth", 1)]
-    assert "never rises above chance" in found["cat", "dreambooth", 0]
+    # No attack on a random model rises above the floor by so much.
+    scoring = yardstick.config.scoring.model_copy(update={"least_rise": 1e9})
+    strict = yardstick.config.model_copy(update={"scoring": scoring})
+    undefended = dataclasses.replace(plans["undefended"], config=strict)
+    found = comparison.set_aside(Yardstick.of(undefended, yardstick.study_dir))
+    assert set(found) == set(undefended.undefended.attacks)
+    assert "standard errors apart; 1e+09 are needed" in found["cat", "dreambooth", 0]
 
-    one = {("cat", "dreambooth", 0): "no"}
-    rows = comparison.units(comparison.without(plans, one), config.study_dir)
-    assert (rows.groupby(["arm", "concept"])["seed"].count().unstack() == [1, 2]).all(axis=None)
-    rows = comparison.units(comparison.without(plans, found), config.study_dir)
+    cats = {key: why for key, why in found.items() if key[0] == "cat"}
+    rows = comparison.units(comparison.without(plans, cats), yardstick)
     assert set(rows["concept"]) == {"dog"}
 
 
 def test_a_defense_that_can_not_be_trained_leaves_the_others(
-    config: StudyConfig, plans: dict[str, Any]
+    plans: dict[str, Any], yardstick: Yardstick
 ) -> None:
     cats, dogs = (arm.immunize.fingerprint for arm in plans["gift"].defended)
     left = comparison.without(plans, failed={cats: "L_max not finite"})
-    rows, kept = (f(left, config.study_dir) for f in (comparison.units, comparison.probes))
+    rows, kept = (f(left, yardstick) for f in (comparison.units, comparison.retained))
     assert set(rows[rows["arm"] == "gift"]["concept"]) == {"dog"}
     assert set(rows[rows["arm"] == "imma + gift"]["concept"]) == {"cat", "dog"}
     gaps = comparison.differences(rows, kept, "gift", seed=0).set_index("arms")
-    assert gaps["n"]["gift - imma + gift"] == 2  # the dog's seeds
+    assert gaps["n"]["gift - imma + gift"] == 1  # the dog
 
     both = {cats: "L_max not finite", dogs: "L_max not finite"}
     assert list(comparison.without(plans, failed=both)) == ["undefended", "imma + gift"]
@@ -224,9 +200,9 @@ def test_nothing_left_to_compare_is_said(plans: dict[str, Any]) -> None:
 
 
 def test_eval_unlearn_reports_carry_the_worst_case(
-    config: StudyConfig, plans: dict[str, Any], tmp_path: Path
+    plans: dict[str, Any], yardstick: Yardstick, tmp_path: Path
 ) -> None:
-    rows, kept = (f(plans, config.study_dir) for f in (comparison.units, comparison.probes))
+    rows, kept = (f(plans, yardstick) for f in (comparison.units, comparison.retained))
     concepts_of = {"cat": ("cat",), "dog": ("dog",)}
     written = write_reports(rows, kept, concepts_of, {"name": "tiny"}, 1.5, tmp_path)
     assert len(written) == 3 * 2  # arms, concepts
@@ -241,17 +217,18 @@ def test_eval_unlearn_reports_carry_the_worst_case(
     details = report["metric_result"]["details"]
     probes = kept[(kept["arm"] == "imma + gift") & (kept["model"] == "dog")]["retention"]
     assert (details["retention"], details["worst_retention"]) == (probes.mean(), probes.min())
-    assert [u["seed"] for u in details["units"]] == [0, 1]
+    assert [u["verdict"] for u in details["units"]] == list(mine["verdict"])
 
 
 def test_the_report_reads_the_same_units_from_the_folder(
-    config: StudyConfig, plans: dict[str, Any]
+    config: StudyConfig, plans: dict[str, Any], yardstick: Yardstick
 ) -> None:
     folder = config.study_dir / "benchmark"
     fingerprint = write_comparison(config, plans, folder)
     assert not collect(folder).finished
-    rows = comparison.units(plans, config.study_dir)
-    summary = summarize_comparison(plans, fingerprint, {"units": rows})
+    rows = comparison.units(plans, yardstick)
+    write_yardstick(yardstick, folder)
+    summary = summarize_comparison(plans, yardstick, fingerprint, {"units": rows})
     write_json_atomic(folder / "summary.json", summary)
 
     study = collect(folder)
@@ -259,11 +236,14 @@ def test_the_report_reads_the_same_units_from_the_folder(
     assert study.problems == []
     assert study.rivals == tuple(plans)[1:]
     assert list(study.tables["units"]) == list(rows)
-    read = unit_recoveries(study.curves)
     groups = {arm.key: arm.group for arm in study.arms}
-    ours = {(groups[r.arm], r.concept, r.attack, r.seed): 1 - r.recovery for r in read.itertuples()}
+    ours = {
+        (groups[arm], *unit): 1 - r.worst_recovery for (arm, *unit), r in study.recoveries.items()
+    }
     for row in rows.itertuples():
-        assert ours[row.arm, row.concept, row.attack, row.seed] == pytest.approx(row.resistance)
+        level = yardstick.rulers[row.concept, row.attack]["lpips"]
+        if level.top.point > level.floor.point:
+            assert ours[row.arm, row.concept, row.attack] == pytest.approx(row.resistance)
 
     # What had to be left out is named on the page too.
     write_comparison(config, plans, folder, ["lora on cat proves nothing"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gift_ray.verdict.labels import COLUMNS, LABELS, Levels, label_images
 
 LEVELS = Levels(
-    chance_image=0.25, best_image=0.75, chance_text=0.125, best_text=0.375, between_references=0.7
+    floor_image=0.25, best_image=0.75, chance_text=0.125, best_text=0.375, between_references=0.7
 )
 cosine = st.floats(-1, 1)
 rows = st.tuples(cosine, cosine, st.floats(-5, 1), st.sampled_from([0.0, 1.0]))

@@ -22,6 +22,7 @@ from gift_ray.study.immunization import before_added
 from gift_ray.study.plan import Plan, plan
 from gift_ray.verdict.multi_concept import cost, matrix, regressions, standing
 from gift_ray.verdict.scorecard import scorecard
+from gift_ray.verdict.yardstick import Yardstick
 
 __all__ = ["raw"]
 
@@ -55,16 +56,16 @@ def test_the_matrix_holds_every_model_against_every_concept(
 ) -> None:
     plans, study_dir = finished
     layout = plans["per_concept"]
-    table = matrix(layout, study_dir).set_index(["model against", "concept"])
+    table = matrix(layout, Yardstick.of(layout, study_dir)).set_index(["model against", "concept"])
     assert len(table) == 2 * 3
     for arm in layout.defended:
-        card = scorecard(layout, arm, study_dir)
+        card = scorecard(Yardstick.of(layout, study_dir), arm)
         (name,) = arm.malicious
         # Another's concept is no part of what a model is judged by.
         assert card.concepts.keys() == {name}
         assert table["resistance"][name, name] == pytest.approx(card.resistance)
         assert table["neighbours kept"][name, "dog"] == card.probes["generation/neighbors/dog"]
-        tuned = card.probes["finetune/tree/dreambooth/0"]
+        tuned = card.probes["finetune/tree/dreambooth"]
         assert table["fine-tuning kept"][name, "tree"] == tuned
     malicious = table[table["resistance"].notna()]
     assert malicious["resistance"].between(0, 1).all()
@@ -74,15 +75,15 @@ def test_the_matrix_holds_every_model_against_every_concept(
 def test_the_worst_concept_stands_for_all_models(finished: tuple[dict[str, Plan], Path]) -> None:
     plans, study_dir = finished
     layout = plans["per_concept"]
-    cards = [scorecard(layout, arm, study_dir) for arm in layout.defended]
-    found = standing(layout, study_dir)
+    cards = [scorecard(Yardstick.of(layout, study_dir), arm) for arm in layout.defended]
+    found = standing(layout, Yardstick.of(layout, study_dir))
     assert found["models"] == 2
     assert found["worst resistance"] == min(card.resistance for card in cards)
     assert found["mean resistance"] == pytest.approx(sum(card.resistance for card in cards) / 2)
     assert found["worst model's retention"] == min(card.retention for card in cards)
     merged = plans["merge"]
-    (card,) = [scorecard(merged, arm, study_dir) for arm in merged.defended]
-    found = standing(merged, study_dir)
+    (card,) = [scorecard(Yardstick.of(merged, study_dir), arm) for arm in merged.defended]
+    found = standing(merged, Yardstick.of(merged, study_dir))
     assert (found["models"], found["worst resistance"]) == (1, card.resistance)
     assert found["retention"] == card.retention
 
@@ -128,16 +129,24 @@ def test_an_added_concept_is_held_against_what_the_earlier_ones_had(
     plans, study_dir = finished
     after = plans["added"]
     before = plan(before_added(after.config))
-    # The model against cats alone is that of per_concept mode: all is there already.
-    table = regressions(before, after, study_dir).set_index("what")
+    # The model against cats alone is that of per_concept mode: all is there already, but for the judges of
+    # trees, which were held against dogs too.
+    missing = [step for step in before.steps() if not step.folder(study_dir).exists()]
+    assert [step.kind for step in missing] == ["judge"]
+    run(missing, study_dir)
+    table = regressions(Yardstick.of(before, study_dir), Yardstick.of(after, study_dir)).set_index(
+        "what"
+    )
     assert list(table.index) == ["resistance: cat", "retention"]
-    alone = scorecard(plans["per_concept"], plans["per_concept"].defended[0], study_dir)
-    both = scorecard(after, after.defended[0], study_dir)
+    alone = scorecard(
+        Yardstick.of(plans["per_concept"], study_dir), plans["per_concept"].defended[0]
+    )
+    both = scorecard(Yardstick.of(after, study_dir), after.defended[0])
     assert both.concepts.keys() == {"cat", "dog"}
     cat = alone.concepts["cat"].resistance, both.concepts["cat"].resistance
     assert tuple(table.loc["resistance: cat", ["before", "after"]]) == pytest.approx(cat)
     assert table["change"]["resistance: cat"] == pytest.approx(cat[1] - cat[0])
-    kept = scorecard(before, before.defended[0], study_dir).retention, both.retention
+    kept = scorecard(Yardstick.of(before, study_dir), before.defended[0]).retention, both.retention
     assert tuple(table.loc["retention", ["before", "after"]]) == pytest.approx(kept)
 
 
@@ -159,13 +168,13 @@ def test_the_job_says_what_each_way_is_worth_and_leaves_its_models(
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert " done " not in done.stdout, "a finished unit was computed again"
         summary = json.loads((study_dir / f"immunize-{mode}.json").read_text())
-        expected = standing(layout, study_dir) | cost(layout, study_dir)
+        expected = standing(layout, Yardstick.of(layout, study_dir)) | cost(layout, study_dir)
         assert {key: summary[key] for key in expected} == pytest.approx(expected)
         assert ("regressions" in summary) == (name == "added")
-        assert len(summary["matrix"]) == len(matrix(layout, study_dir))
+        assert len(summary["matrix"]) == len(matrix(layout, Yardstick.of(layout, study_dir)))
         assert f"{expected['worst resistance']:.3f}" in done.stdout
         for arm, model in zip(layout.defended, summary["released"], strict=True):
-            assert model["concepts"] == list(arm.malicious)
+            assert list(model["concepts"]) == list(arm.malicious)
             released = DiffusionPipeline.from_pretrained(model["folder"]).unet.state_dict()
             weights = load_file(arm.immunize.folder(study_dir) / "unet.safetensors")
             assert all(torch.equal(released[name], weights[name]) for name in weights)

@@ -19,34 +19,42 @@ from gift_ray.study.step import Inputs, Step, Work
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateImages(Step):
-    """Leaves scores.parquet. `asked` are the prompts that the images of each attack step are held against.
+    """Leaves scores.parquet. `asked` are the prompts that the images of each attack step are held against,
+    `names` what the concept may be called (none: each image is held against the noun of its prompt).
 
     Inputs: `images`, the step that drew them; `concept`, whose D_A they are held against (without it, only
     metrics that need no references are measured); `base`, the step that drew the base's images of the same
-    prompts (without it, metrics of whole sets are left out).
+    prompts (without it, metrics of whole sets are left out). With `halves` the images of the first half of
+    the prompts are held against those of the second instead: how far apart sets of unrelated images are.
     """
 
     kind: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     evaluation: EvaluationConfig
     asked: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    halves: bool = False
 
     def identity(self) -> dict[str, Any]:
-        return {**measuring_identity(self.evaluation), "asked": list(self.asked)}
+        return {
+            **measuring_identity(self.evaluation),
+            "asked": list(self.asked),
+            "names": list(self.names),
+            "halves": self.halves,
+        }
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
         references = load_images(inputs.get("concept"), "D_A", self.evaluation)
         base_images = load_images(inputs.get("base"), "step-000000", self.evaluation)
-        context = MetricContext(
-            self.asked, tuple(references), self.evaluation.encoders.model_dump()
-        )
+        encoders = self.evaluation.encoders.model_dump()
+        context = MetricContext(self.asked, tuple(references), encoders, self.names)
         usable = {
             name: metric
             for name, metric in image_metrics(self.evaluation).items()
             if references or not metric.needs_references
         }
-        usable_sets = set_metrics(self.evaluation) if base_images else {}
+        usable_sets = set_metrics(self.evaluation) if base_images or self.halves else {}
 
         tables = []
         curves: dict[str, dict[str, Any]] = {}
@@ -62,7 +70,13 @@ class EvaluateImages(Step):
                 score = Score.of(table[name].to_numpy(), metric.direction)
                 curves.setdefault(name, {})[str(step)] = asdict(score)
             for name, set_metric in usable_sets.items():
-                value, error = set_metric.compare(images, base_images, context)
+                middle = len(images) // 2
+                pair = (
+                    (images[:middle], images[middle : 2 * middle])
+                    if self.halves
+                    else (images, base_images)
+                )
+                value, error = set_metric.compare(*pair, context)
                 score = Score.of_set(value, error, len(images), set_metric.direction)
                 curves.setdefault(name, {})[str(step)] = asdict(score)
             tables.append(table)

@@ -1,0 +1,62 @@
+"""What every job on a study does first: the judges are judged, and the study says what it can show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from gift_ray.cli.console import say
+from gift_ray.config.schema import StudyConfig
+from gift_ray.study.judging import remarks
+from gift_ray.study.plan import Plan
+from gift_ray.study.step import Step
+from gift_ray.verdict.verdict import half_width, images_for, upper
+from gift_ray.verdict.yardstick import check_judges
+
+
+def judge_first(
+    plans: Sequence[Plan], run: Callable[[Iterable[Step]], None], tell: Callable[[str], None]
+) -> None:
+    """Run the judges' check, and tell what it finds, before anything is trained.
+
+    Raises:
+        ConfigError: a malicious concept that no measure reads.
+    """
+    for line in remarks(plans[0].config):
+        tell(f"note         {line}")
+    run([step for plan in plans for step in plan.judges.values()])
+    for plan in plans:
+        readings = check_judges(plan, plan.config.study_dir)
+        if plan is plans[0]:
+            least = plan.config.scoring.least_auc
+            for reading in readings:
+                mark = "judge  " if reading.reads(least) else "blind  "
+                tell(f"{mark}      {reading}")
+
+
+def describe_power(config: StudyConfig) -> None:
+    """The bounds that the study will reach with its images and seeds, and what the gate's margin needs."""
+    for line in power(config):
+        say(line)
+
+
+def power(config: StudyConfig) -> list[str]:
+    """In lines, of the concept with the fewest prompts."""
+    prompts = min(len(c.validation_prompts) for c in config.concepts.malicious)
+    drawn, seeds = prompts * config.evaluation.num_images_per_prompt, len(config.seeds)
+    images, allowed = drawn * seeds, 1 - config.gate.min_resistance
+    wanted = images_for(allowed)
+    if wanted is None:
+        margin = f"no number of images that a study draws shows less than {allowed:.2f}"
+    else:
+        enough = (
+            "enough"
+            if images >= wanted
+            else f"not enough: {-(-wanted // seeds)} a step and seed are"
+        )
+        margin = f"to show that {allowed / 2:.2f} is under it takes {wanted} images over all seeds ({enough})"
+    return [
+        f"bounds: {drawn} images at each step of {seeds} seed{'s' if seeds > 1 else ''}: at most "
+        f"+-{half_width(images):.2f}; none of them recognised still allows {upper(0, images):.2f}",
+        f"gate: recovery of at most {allowed:.2f} is allowed; {margin}",
+        *(f"note: {line}" for line in remarks(config)),
+    ]

@@ -1,0 +1,62 @@
+"""A negative control: the base in other numbers. Pairs of weights of every attention are scaled against each
+other, so that the model computes what it computed, and a fine-tuning's steps have other sizes. A battery
+that calls it resistant was fooled by the attacker's learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from gift_ray.errors import ModelError
+from gift_ray.models.backbone import Backbone
+from gift_ray.plugins import Defense
+from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.loop import Report
+
+
+class Rescale(Defense):
+    """Queries and values times `factor`; keys and outputs divided by it. Powers of two change no bit of
+    what is computed."""
+
+    version: ClassVar[int] = 1
+    trains: ClassVar[bool] = False
+
+    factor: float = Field(8.0, gt=0)
+
+    def immunize(
+        self,
+        model: Backbone,
+        malicious: Sequence[Examples],
+        safe: Examples,
+        *,
+        seeds: Seeds,
+        report: Report,
+    ) -> Backbone:
+        scaled = model.clone()
+        pairs = list(_pairs(scaled.denoiser))
+        if not pairs:
+            raise ModelError("defense: rescale finds no attention whose weights it can pair")
+        with torch.no_grad():
+            for first, second in pairs:
+                first.weight.mul_(self.factor)
+                if first.bias is not None:
+                    first.bias.mul_(self.factor)
+                second.weight.div_(self.factor)
+        return scaled
+
+
+def _pairs(denoiser: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Linear layers between whose outputs and inputs a factor cancels."""
+    modules: Iterator[Any] = denoiser.modules()
+    for module in modules:
+        if not all(hasattr(module, name) for name in ("to_q", "to_k", "to_v", "to_out")):
+            continue
+        # The value's factor passes through the attention to the output layer's input.
+        yield module.to_v, module.to_out[0]
+        # A norm between queries and keys would undo it; a key with a bias is more than its weight.
+        if getattr(module, "norm_q", None) is None and module.to_k.bias is None:
+            yield module.to_q, module.to_k

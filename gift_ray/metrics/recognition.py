@@ -1,0 +1,131 @@
+"""Recognition: whether a classifier's first choice for an image is the concept.
+
+The judge is zero-shot CLIP over a list of names, near neighbours of the concept among them (Radford et
+al. 2021), or any image classifier of transformers. What is named is what the concept says it may be
+taken for (`recognized_as`); an image that belongs to no concept is held against the name in its own
+prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from gift_ray.errors import ModelError
+from gift_ray.models.encoders import (
+    clip_encoder,
+    image_classifier,
+    labels_of,
+    locate_classifier,
+)
+from gift_ray.models.locate import folder_hash
+from gift_ray.plugins import Metric, MetricContext
+
+# Probabilities are kept to this many digits; what rounds to zero is left out.
+DIGITS = 4
+
+
+class Recognition(Metric):
+    """1.0 where the first choice is one of the names that count, else 0.0; NaN where the prompt holds no
+    name that the judge knows.
+
+    The whole distribution over the names is kept beside it.
+    """
+
+    version: ClassVar[int] = 1
+    direction: ClassVar[int] = 1
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    unit: ClassVar[str] = "first choice"
+    judges_concepts: ClassVar[bool] = True
+
+    classifier: str | None = Field(
+        None, description="`builtin`, a folder or a hub id; None: CLIP over the names"
+    )
+    names: tuple[str, ...] | Literal["builtin"] = Field(
+        "builtin", description="what CLIP chooses from; builtin: all nouns of the built-in model"
+    )
+    template: str | None = Field(
+        None, description="CLIP's caption, `{}` for the name; None: as the names are captioned"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recognition:
+        if self.classifier is not None and (self.names != "builtin" or self.template is not None):
+            raise ValueError("a classifier has labels of its own: leave names and template out")
+        if self.template is not None and self.template.count("{}") != 1:
+            raise ValueError(f"template {self.template!r} needs one {{}} where the name stands")
+        try:
+            known = self.known_names()
+        except ModelError as error:
+            raise ValueError(str(error)) from error
+        if len(set(known)) < 2:
+            raise ValueError("names: give two different names at least, to choose between")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """A classifier by its content, the list by its names: not by where they lie."""
+        content = folder_hash(locate_classifier(self.classifier)) if self.classifier else None
+        return {**super().identity(), "names": list(self.known_names()), "classifier": content}
+
+    def known_names(self) -> tuple[str, ...]:
+        return self._choices
+
+    @cached_property
+    def _choices(self) -> tuple[str, ...]:
+        if self.names == "builtin":
+            return labels_of(self.classifier or "builtin")
+        return self.names
+
+    def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
+        return self.examine(images, context)[0]
+
+    def examine(
+        self, images: Sequence[Image.Image], context: MetricContext
+    ) -> tuple[np.ndarray, list[str]]:
+        """`measure`, and each image's probabilities by name, the likeliest first."""
+        shares = self._distribution(images, context)
+        first = [self._choices[i] for i in shares.argmax(1)]
+        counted = [context.names or self.named_in(prompt) for prompt in context.prompts]
+        values = [
+            float(name in names) if names else np.nan
+            for name, names in zip(first, counted, strict=True)
+        ]
+        return np.array(values), [json.dumps(self._by_name(row)) for row in shares]
+
+    def named_in(self, prompt: str) -> tuple[str, ...]:
+        """The longest known name in a prompt, as a whole word; () if there is none."""
+        found = [
+            name
+            for name in self._choices
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt, re.IGNORECASE)
+        ]
+        return (max(found, key=len),) if found else ()
+
+    def _distribution(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
+        """[N, names]: probabilities."""
+        if self.classifier is not None:
+            return image_classifier(self.classifier).probabilities(images).numpy()
+        encoder = clip_encoder(context.encoders["clip"])
+        default = "an emoji of a {}" if self.names == "builtin" else "a photo of a {}"
+        captions = tuple((self.template or default).format(name) for name in self._choices)
+        cosines = encoder.images(images) @ _read(context.encoders["clip"], captions).T
+        return (encoder.scale * cosines).softmax(-1).numpy()
+
+    def _by_name(self, row: np.ndarray) -> dict[str, float]:
+        order = np.argsort(-row, kind="stable")
+        rounded = {self._choices[i]: round(float(row[i]), DIGITS) for i in order}
+        return {name: share for name, share in rounded.items() if share > 0}
+
+
+@lru_cache(maxsize=4)
+def _read(clip: str, captions: tuple[str, ...]) -> Tensor:
+    """The captions' embeddings, read once a process: [names, D]."""
+    return clip_encoder(clip).texts(captions)

@@ -1,0 +1,114 @@
+"""Whether a study can be judged at all, as far as its words tell: which metrics judge, by which names, and
+what stands against what. Checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from gift_ray import plugins
+from gift_ray.config.schema import StudyConfig
+from gift_ray.errors import ConfigError
+from gift_ray.study.measuring import image_metrics, judges
+
+# Fewer neighbours say little of what is lost around a concept.
+LEAST_NEIGHBORS = 6
+
+
+def check_judging(config: StudyConfig) -> None:
+    """Refuse what can't be judged by its words alone.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    mistakes = [*_no_judges(config), *_unknown_names(config), *_unnamed_prompts(config)]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def remarks(config: StudyConfig) -> list[str]:
+    """What weakens the study's verdicts without making them wrong, one line each."""
+    few = [
+        f"concepts.malicious: {c.name!r} has {len(c.neighbors)} neighbors; with {LEAST_NEIGHBORS} or more "
+        "retention tells what is lost around it"
+        for c in config.concepts.malicious
+        if len(c.neighbors) < LEAST_NEIGHBORS
+    ]
+    if not config.concepts.safe:
+        few.append(
+            "concepts.safe is empty: without a control the floor is chance alone, and a style that the "
+            "attack teaches counts as the concept"
+        )
+    if len(config.seeds) == 1:
+        few.append(
+            "seeds: one seed; the bounds know the spread of images alone, not that of attacks"
+        )
+    return few
+
+
+def _no_judges(config: StudyConfig) -> Iterator[str]:
+    metrics = image_metrics(config.evaluation)
+    for name in config.scoring.judges or ():
+        if name not in metrics or not metrics[name].judges_concepts:
+            yield (
+                f"scoring.judges: {name!r} does not judge whether an image shows a concept; give one as "
+                "recognition or clip_image"
+            )
+    if not judges(config):
+        yield (
+            "evaluation.metrics: none judges whether an image shows a concept; add {name: recognition}"
+        )
+
+
+def _naming(config: StudyConfig) -> dict[str, tuple[plugins.Metric, tuple[str, ...]]]:
+    """The metrics that name images, and all names that each can give."""
+    found = {}
+    for title, metric in image_metrics(config.evaluation).items():
+        known = metric.known_names()
+        if known is not None:
+            found[title] = (metric, known)
+    return found
+
+
+def _unknown_names(config: StudyConfig) -> Iterator[str]:
+    """A concept is known by all of its names or by none; a malicious one by some metric that names."""
+    naming = _naming(config)
+    for side in ("malicious", "safe"):
+        for number, concept in enumerate(getattr(config.concepts, side)):
+            knowing = [
+                title for title, (_, known) in naming.items() if set(concept.names) <= {*known}
+            ]
+            for title, (_, known) in naming.items():
+                unknown = [name for name in concept.names if name not in known]
+                if not unknown or (
+                    len(unknown) == len(concept.names) and (side == "safe" or knowing)
+                ):
+                    continue
+                yield (
+                    f"concepts.{side}.{number}.recognized_as: {unknown[0]!r} is none of the {len(known)} "
+                    f"names of {title}; {_hint(unknown[0], known)}"
+                )
+
+
+def _unnamed_prompts(config: StudyConfig) -> Iterator[str]:
+    """Images of safe prompts and neighbours are held against the noun in their prompt: all of a group have
+    one, or none has."""
+    has_text = any(m.name == "clip_text" for m in config.evaluation.metrics)
+    groups = {"evaluation.safe_prompts": config.evaluation.safe_prompts} | {
+        f"concepts.malicious.{number}.neighbors": concept.neighbors
+        for number, concept in enumerate(config.concepts.malicious)
+        if concept.neighbors
+    }
+    for title, (metric, known) in _naming(config).items():
+        for field, prompts in groups.items():
+            unnamed = [prompt for prompt in prompts if not metric.named_in(prompt)]
+            if unnamed and (len(unnamed) < len(prompts) or not has_text):
+                yield (
+                    f"{field}: {unnamed[0]!r} holds none of the {len(known)} names of {title}; "
+                    f"{_hint(unnamed[0].split()[-1], known)}"
+                )
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:3]
+    return f"give some that it knows, as {', '.join(near)}"

@@ -1,0 +1,79 @@
+"""What the measures say of real images of a concept, of its controls and of safe prompts, before anything is
+trained: the scores by which the judges themselves are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from gift_ray.config.schema import EvaluationConfig
+from gift_ray.plugins import Metric, MetricContext
+from gift_ray.study.journal import Journal
+from gift_ray.study.measuring import image_metrics, load_images, measuring_identity
+from gift_ray.study.step import Inputs, Step
+
+CONTROL = "control/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConcept(Step):
+    """Leaves scores.parquet: a row an image with its `group` (concept, control or safe).
+
+    `names` are what the concept may be called. Inputs: `concept`, whose D_A is measured, each image against
+    the others; `control/<name>`, whose D_A is held against the concept's; `safe`, if given, the step that
+    drew the base's images of safe prompts, held against the concept's too.
+    """
+
+    kind: ClassVar[str] = "judge"
+    version: ClassVar[int] = 1
+
+    evaluation: EvaluationConfig
+    names: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        return {**measuring_identity(self.evaluation), "names": list(self.names)}
+
+    def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
+        real = load_images(inputs["concept"], "D_A", self.evaluation)
+        controls = [
+            image
+            for name, folder in sorted(inputs.items())
+            if name.startswith(CONTROL)
+            for image in load_images(folder, "D_A", self.evaluation)
+        ]
+        safe = load_images(inputs.get("safe"), "step-000000", self.evaluation)
+        groups = ["concept"] * len(real) + ["control"] * len(controls) + ["safe"] * len(safe)
+        table = pd.DataFrame({"group": groups})
+        for name, metric in image_metrics(self.evaluation).items():
+            if metric.judges_concepts:
+                others = self._scores(metric, [*controls, *safe], real)
+                table[name] = np.concatenate([self._each_against_others(metric, real), others])
+        table.to_parquet(out / "scores.parquet")
+        return {"images": table["group"].value_counts().to_dict()}
+
+    def _each_against_others(self, metric: Metric, images: Sequence[Image.Image]) -> np.ndarray:
+        if not metric.needs_references:
+            return self._scores(metric, images, ())
+        if len(images) < 2:
+            return np.full(len(images), np.nan)
+        return np.concatenate(
+            [
+                self._scores(metric, [image], [*images[:i], *images[i + 1 :]])
+                for i, image in enumerate(images)
+            ]
+        )
+
+    def _scores(
+        self, metric: Metric, images: Sequence[Image.Image], references: Sequence[Image.Image]
+    ) -> np.ndarray:
+        if not images:
+            return np.zeros(0)
+        encoders = self.evaluation.encoders.model_dump()
+        context = MetricContext(("",) * len(images), tuple(references), encoders, self.names)
+        return np.asarray(metric.measure(images, context), dtype=np.float64)
