@@ -1,6 +1,8 @@
-"""The seams: Source, Defense, Attack, Metric and SetMetric. A plug-in is one file in the folder of its
-kind, found by the file's name. Its class is a frozen pydantic model whose fields are its options; an
-integer `version` is raised when its meaning changes, and becomes part of the identity of every result.
+"""The interfaces of plug-ins: Source, Defense, Attack, Metric and SetMetric.
+
+A plug-in is one file in the folder of its kind and is found by the file's name. Its class is a frozen
+pydantic model whose fields are its options. Its integer `version` is raised when the same options begin to
+mean something else, and is part of the identity of every result.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ KINDS = ("sources", "defenses", "attacks", "metrics")
 
 
 class Plugin(BaseModel, ABC):
-    """Options are fields; unknown ones are refused."""
+    """What all plug-ins share: their fields are their options, and unknown options are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
@@ -35,7 +37,7 @@ class Plugin(BaseModel, ABC):
     version: ClassVar[int]
 
     def identity(self) -> dict[str, Any]:
-        """What makes two uses of this plug-in the same: name, version and every option."""
+        """Two uses of a plug-in are the same if this is equal: name, version and every option."""
         name = type(self).__module__.rpartition(".")[2]
         return {"name": name, "version": self.version, **self.model_dump(mode="json")}
 
@@ -60,11 +62,11 @@ class Source(Plugin):
         """
 
     def content(self) -> Any:
-        """What identity can't see from the options: versions or hashes of the files behind them."""
+        """What the options do not say: the versions or hashes of the files that are read."""
         return None
 
     def leftovers(self) -> list[str]:
-        """What lies beside the images and is not used, a line each: people are told once."""
+        """The files beside the images that are not used, a line for each, for a warning."""
         return []
 
     def uses_model(self) -> bool:
@@ -72,13 +74,13 @@ class Source(Plugin):
         return False
 
     def concepts(self) -> list[tuple[dict[str, str], dict[str, Any]]] | None:
-        """For a source that stands for every concept of a data set: the words of each (`name`, `class`)
-        and the options of its own source. None: it is of one concept. Raises DataError."""
+        """For a source that stands for every concept of a data set: the words (`name`, `class`) and the
+        options of the source of each. None: the source is of one concept. Raises DataError."""
         return None
 
 
 class Defense(Plugin):
-    """How a model is made to resist; `none` is one of them, which does not train."""
+    """A way to immunize a model; `none`, which leaves it as it is, is one too."""
 
     trains: ClassVar[bool] = True
 
@@ -108,8 +110,10 @@ class Defense(Plugin):
 
 
 class Attack(Plugin):
-    """How an attacker (or an honest user) fine-tunes. It sees weights and D_A only: the signature
-    is the threat model."""
+    """A way in which an attacker, or an honest user, fine-tunes a model.
+
+    Its arguments are the threat model: it gets the released weights and D_A, and nothing else.
+    """
 
     @abstractmethod
     def evaluation_steps(self) -> tuple[int, ...]:
@@ -135,7 +139,7 @@ class MetricContext:
 
 
 class Metric(Plugin):
-    """One number per image.
+    """A measure that gives one number for each image.
 
     `judges_concepts`: it rises with how much an image shows of a concept, so that it can be part of a
     verdict where the judges' check finds that it reads.
@@ -167,7 +171,7 @@ class Metric(Plugin):
 
 
 class SetMetric(Plugin):
-    """One number for a set of images, held against the base's images of the same prompts and noise."""
+    """A measure that gives one number for a set of images, compared with the base's of the same prompts."""
 
     direction: ClassVar[int]
     range: ClassVar[tuple[float, float]]
@@ -227,7 +231,7 @@ def check(kind: str, name: str, options: dict[str, Any]) -> list[tuple[str, str]
     except ConfigError as error:
         return [("name", str(error))]
     try:
-        # The context reaches plug-ins that are made of others.
+        # Plug-ins that are made of others, such as `chain`, check theirs with the function in the context.
         plugin.model_validate(options, context={"check": check})
     except ValidationError as error:
         return list(mistakes_of(error, lambda _: list(plugin.model_fields)))

@@ -15,7 +15,7 @@ from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class FullFinetune(FineTuning):
-    """Every weight of the denoiser."""
+    """Trains every weight of the denoiser."""
 
     version: ClassVar[int] = 1
 

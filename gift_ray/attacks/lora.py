@@ -17,7 +17,7 @@ from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class LoRA(FineTuning):
-    """Nothing but the adapter trains."""
+    """Trains a low-rank adapter and nothing else."""
 
     version: ClassVar[int] = 1
 
@@ -42,7 +42,8 @@ class LoRA(FineTuning):
 
     def loss(self, model: Backbone, examples: Examples, generator: torch.Generator) -> Tensor:
         """The denoising loss of one batch, with the adapter's dropout, a scalar."""
-        # Dropout draws from the global generator: lend it this step's seed, then put it back.
+        # Dropout uses torch's global generator, which gets this step's seed here and its old state back
+        # after.
         where = model.device
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())

@@ -22,7 +22,7 @@ from gift_ray.training.loop import Report
 
 
 class Chain(Defense):
-    """The members' budgets add up. A chain of one is that one, bit for bit."""
+    """Runs its defenses in turn; a chain of one gives the same model as that defense, bit for bit."""
 
     version: ClassVar[int] = 1
 
@@ -33,7 +33,7 @@ class Chain(Defense):
         return [build("defenses", member.name, member.options) for member in self.defenses]
 
     def identity(self) -> dict[str, Any]:
-        # With the members' versions and all of their options, those left at their defaults too.
+        # The identities of the members hold their versions and all their options, defaults included.
         return super().identity() | {"defenses": [member.identity() for member in self.members()]}
 
     def immunize(
@@ -45,7 +45,7 @@ class Chain(Defense):
         seeds: Seeds,
         report: Report,
     ) -> Backbone:
-        # Continue inside the member that was under way, from the model that it had been given.
+        # Continue within the member that was running, from the model that it had been given.
         saved = report.load() or {"member": 0, "start": 0, "done": 0, "state": None}
         first, start, done = (int(saved[name]) for name in ("member", "start", "done"))
         state = saved["state"]
@@ -79,7 +79,7 @@ class MemberReport:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.done = self.start + step
-        # The first member is given the chain's own model.
+        # The first member gets the chain's own model, which need not be kept.
         given = self.given.weights() if self.member > 0 else {}
         position = {"member": self.member, "start": self.start, "done": self.done}
         self.report.save(self.done, {**position, "given": given, "state": state})

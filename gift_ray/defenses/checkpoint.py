@@ -1,4 +1,4 @@
-"""Somebody else's defense, already done: a checkpoint to be put to the same attacks as ours."""
+"""A finished model of somebody else, to be attacked and scored like our own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint(Defense):
     )
 
     def identity(self) -> dict[str, Any]:
-        """The content counts, not where it lies."""
+        """The checkpoint's content identifies it, and not its path."""
         return {**super().identity(), "path": None, "content": checkpoint_hash(self.path)}
 
     def immunize(

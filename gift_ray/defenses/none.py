@@ -1,4 +1,4 @@
-"""The undefended arm: a defense that does nothing, so that no other code asks whether there is one."""
+"""The undefended model as a defense that does nothing, so that no other code needs a special case."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gift_ray.training.loop import Report
 
 
 class Undefended(Defense):
-    """Hands the base back."""
+    """Returns a copy of the base."""
 
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False

@@ -1,5 +1,7 @@
-"""One attempt at a step, between fetching what it reads and sending what it leaves; and the lock that keeps
-two runs that need the same step from doing it twice."""
+"""One attempt at a step: fetch what it reads, do it, send what it leaves.
+
+A lock keeps two runs that need the same step from doing it twice.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ def done_once(
     step: Step, storage: Storage, work: Callable[[], None],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> bool:  # fmt: skip
-    """Do a step unless it is finished; returns whether it was done here. Whoever wants the same step at the
-    same time (another trial, or another job on the same study) waits until it is.
+    """Do a step unless it is finished; returns whether it was done here.
+
+    Another trial, or another job on the same study, that needs the same step meanwhile waits until it is
+    done.
 
     Args:
-        work: does it, on whatever machine.
+        work: does the step, on any machine.
         cancelled: ends the waiting.
     """
     folder = step.folder(storage.study_dir)
@@ -34,18 +38,18 @@ def done_once(
                 work()
                 storage.fetch_step(folder)
                 return True
-    # Other nodes read it too, and whoever finished it may have been killed before it was sent.
+    # Other nodes need it too, and the process that finished it may have been killed before it was sent.
     storage.send_step(folder)
     return False
 
 
 def attempt(step: Step, storage: Storage, journal: Journal | None = None) -> GiftError | None:
-    """Execute a step; a failure that a retry can't help comes back as the error to raise."""
+    """Execute a step; returns the error of a failure that doing it again would not help."""
     return _tried(step, storage, lambda: _execute_and_send(step, storage, journal))
 
 
 def assist(step: Step, storage: Storage, journal: Journal) -> GiftError | None:
-    """Train beside the worker that attempts the step; leaves nothing. Failures come back likewise."""
+    """Train beside the worker that attempts the step, without a result; errors are returned likewise."""
 
     def work() -> None:
         step.assist(verified_inputs(step, storage.study_dir), journal)

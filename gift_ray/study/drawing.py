@@ -15,8 +15,11 @@ from gift_ray.study.step import seeds_for
 def draw(
     model: Backbone, prompts: Sequence[str], evaluation: EvaluationConfig, seed: int
 ) -> list[Image.Image]:
-    """One image for each prompt. The noise depends on the seed and the place in the list alone, so that
-    differences between two models are those of their weights."""
+    """One image for each prompt.
+
+    The noise depends on the seed and the place in the list only, so that two models differ in their images by
+    their weights alone.
+    """
     return model.generate(
         prompts,
         seeds=seeds_for(seed, "evaluation"),

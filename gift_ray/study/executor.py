@@ -1,5 +1,5 @@
-"""Who runs a plan's steps: the seam between a study and the machines, and the order of steps that all
-executors share. `inline` runs them in this process, `gift_ray/cluster/run.py` on a Ray cluster."""
+"""Executors run the steps of a plan. This file holds their interface and the order of steps that all share.
+`inline` runs them in this process, `gift_ray/cluster/run.py` on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class Executor(Protocol):
         self, steps: Iterable[Step], *,
         on_done: OnDone | None = None, on_failed: OnFailed | None = None,
     ) -> None:  # fmt: skip
-        """Run steps and whatever they need to their records; blocks. Finished ones are not run again, and
-        one that somebody else is running is waited for. All of them lie in the study's folder then.
+        """Run steps, and the steps that they need, until all have records; blocks.
+
+        Finished ones are not run again, and one that another run is doing is waited for. Afterwards the
+        folders of all of them are in the study's folder.
 
         Args:
             on_done: told of each step that is finished, in this thread.
@@ -47,7 +49,7 @@ class Executor(Protocol):
         """
 
     def events(self, seen: int) -> list[Event]:
-        """All that has happened to steps, less the first `seen` events."""
+        """The events of all steps so far, without the first `seen` ones."""
 
 
 def run_in_order(
@@ -67,7 +69,7 @@ def run_in_order(
             future = start(waiting.pop(step.fingerprint))
             running[future] = step
             if future.done():
-                break  # It may have failed, or made others ready.
+                break  # The step may have failed, or others may be ready now.
         if not running:
             labels = ", ".join(step.label for step in waiting.values())
             raise RuntimeError(f"nothing is running and no step is ready; waiting: {labels}")

@@ -1,5 +1,8 @@
-"""The steps that leave a study's models: one for each concept, one trained against all of them, one merged
-from those for each, or one that continues from an earlier joint model (`concepts.mode`)."""
+"""The steps that make a study's models, as `concepts.mode` says.
+
+That is a model for each concept, one trained against all of them, one merged from the models for each, or
+one that continues from an earlier joint model.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,11 @@ class ReleasedModels:
     prior: Step
 
     def undefended(self) -> Step:
-        """The step that leaves the base as it is."""
+        """The step of the undefended model, which is the base as it is."""
         return self._immunize("undefended", NO_DEFENSE, ())
 
     def against(self, group: tuple[str, ...]) -> Step:
-        """The step that leaves the model against a group of concepts."""
+        """The step that makes the model against a group of concepts."""
         if len(group) > 1 and _trains(self.config.defense):
             if self.config.concepts.mode == "merge":
                 return self._merged(group)
@@ -43,12 +46,14 @@ class ReleasedModels:
         return self._immunize(self.label(group), self.config.defense, group)
 
     def label(self, group: tuple[str, ...]) -> str:
-        """What people call the model against a group of concepts."""
+        """The label of the model against a group of concepts."""
         return f"{self.config.defense.title} against {', '.join(group)}"
 
     def _merged(self, group: tuple[str, ...]) -> Step:
-        """Merge the models of per_concept mode (by fingerprint: who has them merges in seconds), and polish
-        the result if asked for."""
+        """Merge the models of per_concept mode, and polish the result if the study asks for it.
+
+        They are the same steps as in that mode, so that a study that has done them merges in seconds.
+        """
         options, label = self.config.concepts.merge, self.label(group)
         models = {
             f"model/{name}": self._immunize(self.label((name,)), self.config.defense, (name,))
@@ -67,8 +72,11 @@ class ReleasedModels:
         return self._immunize(f"polish {label}", defense, group, merged)
 
     def _continued(self, group: tuple[str, ...]) -> Step:
-        """Go on from the joint model of the concepts that were there before `added` ones (by fingerprint),
-        now against all of them: the earlier ones are rehearsed, or they would be forgotten."""
+        """Continue from the joint model of the concepts that were there before the `added` ones.
+
+        It is trained against all of them, since a model that no longer trains on the earlier ones forgets
+        them. The step of the earlier model is the same as in the study without the added concepts.
+        """
         earlier = tuple(name for name in group if name not in self.config.concepts.added)
         first = self._immunize(self.label(earlier), self.config.defense, earlier)
         defense = of_steps(self.config.defense, self.config.concepts.added_steps)
@@ -78,7 +86,7 @@ class ReleasedModels:
         self, label: str, defense: DefenseConfig, group: tuple[str, ...], given: Step | None = None
     ) -> Step:
         """Immunize the base, or the model that the step `given` leaves, against a group at once."""
-        # What does not train reads no data: one undefended model serves every concept and every D_S.
+        # A defense that does not train reads no data, so one undefended model serves every concept and D_S.
         trains = _trains(defense)
         data = self._data(group) if trains else {}
         return ImmunizeModel(
@@ -106,7 +114,7 @@ def of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:
 
 
 def before_added(config: StudyConfig) -> StudyConfig:
-    """The study as it was without the `added` concepts."""
+    """The same study without the `added` concepts."""
     concepts = config.concepts
     earlier = tuple(c for c in concepts.malicious if c.name not in concepts.added)
     changes = {"malicious": earlier, "added": (), "added_steps": None}

@@ -46,7 +46,7 @@ class Journal(ABC):
         try:
             saved = self.read()
         except DataError:
-            # A damaged checkpoint is worth nothing: begin again rather than trust a part of it.
+            # The step begins again rather than continue from a damaged checkpoint.
             return None
         if saved is None:
             return None

@@ -47,8 +47,10 @@ def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
 
 
 def check_data(config: StudyConfig) -> None:
-    """Read every image that needs no model, so that bad data is found before any worker starts. What lies
-    beside the images and is not used is told as a warning.
+    """Read every image that needs no model, so that bad data is found before any worker starts.
+
+    Files beside the images that are not used are reported as a warning.
+
 
     Raises:
         DataError: the mistakes of all concepts and of D_S.
@@ -70,7 +72,7 @@ def check_data(config: StudyConfig) -> None:
 
 
 def _leftovers(config: StudyConfig) -> Iterator[str]:
-    """What the study's sources leave unused, a line each."""
+    """The files that the study's sources do not use, a line for each."""
     concepts = (*config.concepts.malicious, *config.concepts.safe)
     sides = [side for c in concepts for side in (c.source, c.attack_source) if side]
     for side in (*sides, config.prior.source):
@@ -131,7 +133,7 @@ def holds(raw: dict[str, Any], when: Mapping[str, Any]) -> bool:
 
 
 def _check_steps(config: StudyConfig) -> None:
-    """Polishing and continuing are the defense again, for a number of steps of its own."""
+    """Check the defense for polishing and continuing, which run it with another number of steps."""
     concepts = config.concepts
     asked = {
         "concepts.merge.polish_steps": concepts.mode == "merge" and concepts.merge.polish_steps,
@@ -158,7 +160,7 @@ def _ends(searched: Range) -> list[Any]:
 
 
 def _inside(searched: Range) -> list[float]:
-    """A place that is no whole number: a range over a number of steps must say that it is `integer`."""
+    """A value inside a range that is no whole number: a range of a count of steps must be `integer`."""
     if searched.low is None or searched.high is None or searched.integer:
         return []
     return [searched.low + (searched.high - searched.low) / 3**0.5]

@@ -1,4 +1,4 @@
-"""A study laid out as steps: its models, the attacks on them and what is measured, by who is to read it."""
+"""A plan: the steps of a study, grouped by model, attack and what is measured."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Plan:
     references: Mapping[str, Step]
 
     def shared(self) -> list[Step]:
-        """What no defense option changes: prepared data, the undefended arm, the levels."""
+        """The steps that no option of the defense changes: data, the undefended arm, chance levels."""
         ends = [
             *self.undefended.steps(),
             *self.chance_similarity.values(),
@@ -76,7 +76,7 @@ class Plan:
 
 
 def plan(config: StudyConfig, *, matrix: bool = False) -> Plan:
-    """Lay out a study. Pure but for hashing the model and the sources' files.
+    """Lay out a study as steps; reads the files of the model and of the sources, to hash them.
 
     Args:
         matrix: attack every model with every malicious concept, and draw all concepts' neighbours, not
@@ -150,7 +150,7 @@ class _Planner:
         return Arm(label, immunize, malicious, attacks, samples)
 
     def _prompt_groups(self, blocked: Iterable[ConceptConfig]) -> dict[str, tuple[str, ...]]:
-        """What a model is asked for unattacked: the safe prompts, and each blocked concept's neighbours."""
+        """The prompts for the unattacked model: safe ones, and the neighbours of each malicious concept."""
         return {"safe": self.config.evaluation.safe_prompts} | {
             f"neighbors/{c.name}": c.neighbors for c in blocked if c.neighbors
         }
@@ -277,7 +277,7 @@ class _Planner:
 
 
 def _rolled(prompts: Sequence[str]) -> list[str]:
-    """Each prompt in the place of the one before."""
+    """The prompts shifted by one place: each image is held against a prompt it was not drawn from."""
     return [*prompts[1:], *prompts[:1]]
 
 

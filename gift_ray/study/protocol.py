@@ -1,4 +1,4 @@
-"""Under which conditions two scores, and two verdicts, may be compared: the ids of protocol and verdict."""
+"""Ids of the conditions under which two scores, or two verdicts, may be compared."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Step(ABC):
 
     # How the folders of this kind are named.
     kind: ClassVar[str]
-    # Raised when the results of this kind change their meaning: all of them are then computed anew.
+    # To be raised when results of this kind change their meaning; all of them are then computed again.
     version: ClassVar[int]
     # Whether several workers may train it together, each on a share of every batch.
     data_parallel: ClassVar[bool] = False

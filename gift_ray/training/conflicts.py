@@ -13,7 +13,7 @@ from gift_ray.training.diffusion import dot
 def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
     """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
     conflict = dot(gradients, other)
-    # Not finite: one of them overflowed under fp16, and its level skips its step.
+    # One of them overflowed under fp16; its level skips this step.
     if conflict >= 0 or not conflict.isfinite():
         return list(gradients)
     factor = conflict / dot(other, other).clamp_min(1e-20)
@@ -34,6 +34,6 @@ def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Of the angle between two lists of tensors, each read as one long vector."""
+    """The cosine of the angle between two lists of tensors, each taken as one long vector."""
     norms = (dot(left, left) * dot(right, right)).sqrt().clamp_min(1e-20)
     return float(dot(left, right) / norms)

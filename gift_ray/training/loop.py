@@ -209,7 +209,7 @@ def _restore(
 def _require_finite(
     values: Mapping[str, float], levels: Mapping[str, Level], when: str, advice: str
 ) -> None:
-    """A training that left the finite numbers is a failure with a reason, never a score."""
+    """Fail with a reason when a logged value is not finite, so that such a training never gets a score."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if any(level.loss_scale for level in levels.values()):
         bad = [name for name in bad if not name.startswith(OF_GRADIENTS)]

@@ -19,7 +19,7 @@ from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step, Work, seeds_for
 from gift_ray.training.diffusion import Examples
 
-# What a defense that does not train is handed in place of D_S, which it never looks at.
+# Given in place of D_S to a defense that does not train, and therefore never reads it.
 NO_EXAMPLES = cast(Examples, None)
 
 
@@ -44,7 +44,7 @@ class ImmunizeModel(Step):
         return {
             "defense": self.plugin.identity(),
             "concepts": list(self.concepts),
-            # Prepared data belongs to a base too, but an undefended model reads none.
+            # Prepared data depends on the base as well, but the undefended model reads none.
             "model": locate.identity(self.model),
             "seed": self.seed,
         }

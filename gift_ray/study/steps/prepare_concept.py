@@ -16,9 +16,9 @@ from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step, seeds_for
 from gift_ray.training.diffusion import Seeds
 
-# Hashes are of the original pixels: the size that a check resizes to does not matter.
+# The check hashes the original pixels, so that the size it resizes to does not matter.
 CHECK_PX = 8
-# What sources that don't generate are handed when there is no model yet.
+# Given to sources that don't generate, where there is no model yet.
 NO_MODEL = cast(Backbone, None)
 
 
@@ -47,10 +47,10 @@ class PrepareConcept(Step):
         return {**words, **sources, "model": base, "seed": self.seed}
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
-        # Everything is read, and refused if need be, before anything is written.
+        # Everything is read and checked before anything is written.
         base = families.base_model(self.model)
         d_m, d_a = self._sides(base)
-        # The defender captions with the class, the attacker with a rare token: neither knows the other.
+        # The defender's captions name the class, the attacker's a rare token: neither knows the other's.
         for name, side, prompt in (
             ("D_M", d_m, self.concept.class_prompt),
             ("D_A", d_a, self.concept.instance_prompt),
