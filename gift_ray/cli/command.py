@@ -18,6 +18,7 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from gift_ray.cli.console import job_arguments, run_job
 
 COMMANDS = {
+    "init": "write a first study: a model, what it is to resist, what must stay learnable",
     "check": "can the judges read, do the controls hold, what will the bounds be",
     "sweep": "search a study's options, confirm the best, register what passes the gate",
     "immunize": "immunize with one setting, attack the result, say what it is worth",
@@ -69,6 +70,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="of the damaged model, in deviations of its weights",
     )
     _add_export(commands["export"])
+    _add_init(commands["init"])
     for name in ("report", "show"):
         study = commands[name].add_argument("study", help="a study's folder, as runs/demo")
         _complete(study, DirectoriesCompleter())
@@ -89,6 +91,20 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--to", required=True, help="the file or folder to write")
     export.add_argument("--attack", default="lora", help="whose adapter (lora, kohya)")
     export.add_argument("--seed", type=int, default=0, help="of the attack (lora, kohya)")
+
+
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("--model", action="append", help="builtin, a diffusers folder or a hub id")
+    for name, what in (("malicious", "is to be resisted"), ("safe", "must stay learnable")):
+        init.add_argument(
+            f"--{name}", nargs="+", action="extend", metavar="DIR|WORDS",
+            help=f"what {what}: a folder of images, or words for what the model can draw",
+        )  # fmt: skip
+    init.add_argument("--to", default="study.yaml", help="the file to write (default: %(default)s)")
+    init.add_argument(
+        "--encoders", choices=("builtin", "hub"), default=None,
+        help="of the judges; default: those that suit the model",
+    )  # fmt: skip
 
 
 def _complete(action: argparse.Action, completer: Any) -> None:

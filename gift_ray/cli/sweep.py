@@ -20,7 +20,7 @@ from gift_ray.cluster.run import ray_executor
 from gift_ray.cluster.tune import Trial, search
 from gift_ray.config.names import slug
 from gift_ray.config.schema import StudyConfig
-from gift_ray.errors import ConfigError, GateRefused
+from gift_ray.errors import GateRefused
 from gift_ray.records.record import digest, write_json_atomic
 from gift_ray.records.release import export, registry_tags
 from gift_ray.records.storage import require_writable
@@ -42,9 +42,8 @@ from gift_ray.verdict.yardstick import Yardstick
 def main(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     # Everything that can be wrong is found here, before a worker starts and before a file is written.
-    config = load_study(arguments.config, arguments.overrides)
-    if config.search is None:
-        raise ConfigError(f"{arguments.config}: search is missing; add a space to search")
+    config = load_study(arguments.config, arguments.overrides, searched=True)
+    assert config.search is not None
     layout, examined = plan(config), plan(held_out(config))
     # A search with more trials, or with more of them at a time, is the same search.
     length = {"num_samples", "max_concurrent_trials", "budget_hours", "warm_start"}

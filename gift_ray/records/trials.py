@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gift_ray.errors import ConfigError
+from gift_ray.errors import ConfigError, DataError
 from gift_ray.records.record import write_json_atomic
 from gift_ray.records.storage import Storage
 
@@ -53,11 +53,14 @@ class Ledger:
     Args:
         folder: of this very search; another space or study is another search.
         on_write: told of each file that was written.
+
+    Raises:
+        DataError: a trial's file can't be read.
     """
 
     def __init__(self, folder: Path, on_write: Callable[[Path], None] = lambda _: None) -> None:
         self.folder, self.on_write = folder, on_write
-        found = [Trial(**json.loads(p.read_text("utf-8"))) for p in folder.glob("[0-9]*.json")]
+        found = [_read(path) for path in folder.glob("[0-9]*.json")]
         self.trials = {trial.number: trial for trial in sorted(found, key=lambda t: t.number)}
 
     def write(self, trial: Trial) -> None:
@@ -75,6 +78,15 @@ class Ledger:
     def unfinished(self) -> list[Trial]:
         """The trials that were suggested and have not ended."""
         return [t for _, t in sorted(self.trials.items()) if t.state == "running"]
+
+
+def _read(path: Path) -> Trial:
+    try:
+        return Trial(**json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a readable trial ({error}); delete it, and that trial is run again"
+        ) from error
 
 
 def ledger_of(storage: Storage, fingerprint: str) -> Ledger:

@@ -84,12 +84,14 @@ def read_outline(folder: Path) -> dict[str, Any]:
         ConfigError: the folder has no readable study.json.
     """
     path = folder / "study.json"
+    if not path.exists():
+        raise ConfigError(f"{folder}: no study.json; give a study's folder, as runs/demo")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder}: no study.json; give a study's folder, as runs/demo"
-        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: can't be read; run the study's job again to write it anew"
@@ -98,7 +100,7 @@ def read_outline(folder: Path) -> dict[str, Any]:
 
 def read_trials(folder: Path, fingerprint: str) -> list[dict[str, Any]]:
     """The ended trials of the study with this fingerprint, in the order they ended."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "trials").glob("*.json")]
+    found = [_read_json(path) for path in (folder / "trials").glob("*.json")]
     same = [trial for trial in found if trial["fingerprint"] == fingerprint]
     return sorted(same, key=lambda trial: (trial["time"], trial["trial_id"]))
 
@@ -108,7 +110,7 @@ def read_summary(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     path = folder / "summary.json"
     if not path.exists():
         return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = _read_json(path)
     return summary if summary.get("fingerprint") == fingerprint else None
 
 

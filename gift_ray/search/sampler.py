@@ -102,7 +102,8 @@ class Search:
             return None
         if self.waiting:
             return self.waiting.pop(0)
-        number = len(self.ledger.trials)
+        # Mostly the next; an earlier one if its file was lost.
+        number = next(n for n in itertools.count() if n not in self.ledger.trials)
         if number >= self.search.num_samples:
             return None
         known = [*self.earlier, *self.ledger.trials.values()]
@@ -265,10 +266,13 @@ def _mean(arms: Sequence[dict[str, Any]], name: str = "objective") -> float:
 
 def _ended(trial: Trial, outcome: Outcome) -> Trial:
     """A trial with its last outcome."""
-    if outcome.state == "failed":
+    scored = outcome.state != "failed" and math.isfinite(_mean(outcome.arms))
+    if not scored:
+        # What is no number ranks below every score, and no sampler can be told of it.
+        reason = outcome.reason if outcome.state == "failed" else "its objective is not a number"
         return replace(
             trial, state="failed", objective=FAILED, resistance=math.nan, retention=math.nan,
-            reason=outcome.reason, seconds=outcome.seconds,
+            reason=reason, seconds=outcome.seconds,
         )  # fmt: skip
     state: State = "pruned" if outcome.state == "running" else outcome.state
     left = _mean(outcome.arms)

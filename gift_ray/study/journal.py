@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +46,9 @@ class Journal(ABC):
     def load(self) -> dict[str, Any] | None:
         try:
             saved = self.read()
-        except DataError:
+        except DataError as error:
             # The step begins again rather than continue from a damaged checkpoint.
+            logging.getLogger(__name__).warning("%s; this step begins again", error)
             return None
         if saved is None:
             return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from gift_ray.config.dotted_paths import settings, value_at
 from gift_ray.config.read_config import load_config, with_values
 from gift_ray.config.schema import StudyConfig
 from gift_ray.config.search_space import Range
-from gift_ray.errors import ConfigError, DataError, GiftError
+from gift_ray.errors import ConfigError, GiftError
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.families import check_base
+from gift_ray.models.locate import locate
+from gift_ray.models.tokens import lost_words
 from gift_ray.records.trials import earlier_trials
 from gift_ray.study.battery import with_battery
 from gift_ray.study.expand import each_concept
@@ -27,23 +30,49 @@ from gift_ray.study.steps.prepare_concept import check_concept
 from gift_ray.study.steps.prepare_prior import check_prior
 
 
-def load_study(path: str | Path, overrides: list[str]) -> StudyConfig:
+def load_study(path: str | Path, overrides: list[str], *, searched: bool = False) -> StudyConfig:
     """Read a study and check everything that can be checked without a worker.
+
+    Args:
+        searched: the study has to say what is searched.
 
     Raises:
         ConfigError, DataError, ModelError: all mistakes of the file, or what the machine lacks.
     """
     config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
-    _check_space(config)
-    _check_steps(config)
-    check_judging(config)
-    check_base(config.model)
-    for role, name in config.evaluation.encoders.model_dump().items():
-        if not is_published(role, name):
-            locate_encoder(role, name)
+    require_all(
+        partial(_check_search, config, searched),
+        partial(_check_space, config),
+        partial(_check_steps, config),
+        partial(check_judging, config),
+        partial(check_base, config.model),
+        partial(_check_prompts, config),
+        *(
+            partial(locate_encoder, role, name)
+            for role, name in config.evaluation.encoders.model_dump().items()
+            if not is_published(role, name)
+        ),
+    )
     if config.search and config.search.warm_start:
         earlier_trials(config.search.warm_start, config.search.space, protocol_id(config))
     return config
+
+
+def require_all(*checks: Callable[[], object]) -> None:
+    """Make all checks, whatever the others say.
+
+    Raises:
+        GiftError: the mistakes that any of them found; of the kind of the first.
+    """
+    failures: list[GiftError] = []
+    for check in checks:
+        try:
+            check()
+        except GiftError as error:
+            failures.append(error)
+    if failures:
+        mistakes = dict.fromkeys(line for failure in failures for line in failure.mistakes)
+        raise type(failures[0])(*mistakes)
 
 
 def check_data(config: StudyConfig) -> None:
@@ -55,18 +84,11 @@ def check_data(config: StudyConfig) -> None:
     Raises:
         DataError: the mistakes of all concepts and of D_S.
     """
-    mistakes: list[str] = []
-    for concept in (*config.concepts.malicious, *config.concepts.safe):
-        try:
-            check_concept(concept, config.seed)
-        except GiftError as error:
-            mistakes += error.mistakes
-    try:
-        check_prior(config.prior, config.seed)
-    except GiftError as error:
-        mistakes += error.mistakes
-    if mistakes:
-        raise DataError(*mistakes)
+    concepts = (*config.concepts.malicious, *config.concepts.safe)
+    require_all(
+        *(partial(check_concept, concept, config.seed) for concept in concepts),
+        partial(check_prior, config.prior, config.seed),
+    )
     for line in dict.fromkeys(_leftovers(config)):
         logging.getLogger(__name__).warning(line)
 
@@ -78,6 +100,33 @@ def _leftovers(config: StudyConfig) -> Iterator[str]:
     for side in (*sides, config.prior.source):
         source: plugins.Source = plugins.build("sources", side.name, side.options)
         yield from source.leftovers()
+
+
+def _check_search(config: StudyConfig, searched: bool) -> None:
+    if searched and config.search is None:
+        raise ConfigError("search: is missing; add a space to search")
+
+
+def _check_prompts(config: StudyConfig) -> None:
+    """A prompt that is cut may be the same as another one, or have lost its concept."""
+    base = locate(config.model)
+    if not (base / "tokenizer").is_dir():
+        return
+    prompts = {"evaluation.safe_prompts": config.evaluation.safe_prompts}
+    for side in ("malicious", "safe"):
+        for number, concept in enumerate(getattr(config.concepts, side)):
+            for field in ("class_prompt", "instance_prompt", "validation_prompts", "neighbors"):
+                given = getattr(concept, field)
+                texts = (given,) if isinstance(given, str) else given or ()
+                prompts[f"concepts.{side}.{number}.{field}"] = texts
+    mistakes = [
+        f"{field}: {prompt!r} is longer than the model reads: {lost!r} would be lost; shorten it"
+        for field, texts in prompts.items()
+        for prompt in texts
+        if (lost := lost_words(base, prompt))
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def _check_space(config: StudyConfig) -> None:

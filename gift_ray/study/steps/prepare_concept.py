@@ -56,7 +56,7 @@ class PrepareConcept(Step):
             ("D_A", d_a, self.concept.instance_prompt),
         ):
             pictures = [item.image for item in side]
-            captions = [prompt or item.caption for item in side]
+            captions = [item.caption if prompt is None else prompt for item in side]
             examples.save_images(out / name, pictures)
             examples.save_examples(
                 out / f"{name}.safetensors",
