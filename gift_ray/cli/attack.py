@@ -16,6 +16,7 @@ from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
 from gift_ray.cli.judging import judge_first
 from gift_ray.cluster.run import ray_executor
+from gift_ray.config.absolute import absolute
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.models.checkpoints import checkpoint_hash
@@ -74,7 +75,7 @@ def against(config: StudyConfig, model: str) -> StudyConfig:
     return config.model_copy(
         update={
             "defense": DefenseConfig(
-                name="checkpoint", label=Path(model).resolve().name[-80:], path=model
+                name="checkpoint", label=Path(absolute(model)).name[-80:], path=absolute(model)
             ),
             "rivals": (),
             "concepts": config.concepts.model_copy(update={"mode": "joint"}),

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from gift_ray.config.absolute import with_absolute_paths
 from gift_ray.config.dotted_paths import apply_override, settings
 from gift_ray.config.mistakes import mistakes_in_lines
 from gift_ray.config.plugin_choice import Check
@@ -27,7 +28,7 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
     """
     raw = _read_yaml(Path(path))
     mistakes = [m for o in overrides if (m := apply_override(raw, o))]
-    config, more = _validate(raw, check)
+    config, more = _validate(with_absolute_paths(raw), check)
     if mistakes or more or config is None:
         raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
     # Absolute from here on: Ray changes the working directory of its workers.

@@ -42,7 +42,8 @@ def locate_checkpoint(name: str) -> Path:
             f"{name}: {path.suffix or 'no suffix'} is not a checkpoint that is read; give a diffusers "
             "folder, a hub id, .safetensors, or the .pt of IMMA or MIMA"
         )
-    return path.resolve()
+    # A link keeps its own name: the hub's cache links to files without a suffix.
+    return path.absolute()
 
 
 def checkpoint_hash(name: str) -> str:

@@ -127,7 +127,7 @@ def first_study(
         dict.fromkeys([*names, *(n for each in near.values() for n in each), *safe_nouns])
     )
     return _TEXT.format(
-        name=_study_name(blocked[0].name),
+        name=_yaml(_study_name(blocked[0].name)),
         model=_yaml(model), precision=habits.precision,
         malicious="".join(_entry(c, habits, MALICIOUS_IMAGES, near[c.name]) for c in blocked),
         safe="".join(_entry(c, habits, SAFE_IMAGES, []) for c in kept),

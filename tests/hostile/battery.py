@@ -114,7 +114,7 @@ def study(
     file.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
     with (
         patch("ray.init", side_effect=_Started),
-        patch("gift_ray.cli.sweep.Tracker", side_effect=_Started),
+        patch("gift_ray.cli.sweep.open_tracker", side_effect=_Started),
     ):
         run([command, str(file), *overrides])
     return load_study(file, list(overrides))

@@ -40,5 +40,5 @@ CASES = [
     Case("a missing model, a missing encoder and a search that is not possible",
          changed("sweep", model__pretrained_model_name_or_path="./no-model",
                  evaluation__encoders={"clip": "./no-clip"},
-                 search={"space": {"defense.betta": {"choices": [1]}}}), says="no-clip", mistakes=4),
+                 search={"space": {"defense.betta": {"choices": [1]}}}), says="no-clip", mistakes=3),
 ]  # fmt: skip

@@ -1,0 +1,39 @@
+"""Paths of a study become absolute as it is read: a worker may run in another working directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# The options of plug-ins that name a file or folder of this machine.
+OPTIONS = ("path", "folder", "dataset_name")
+
+
+def absolute(name: str) -> str:
+    """A file or folder that is there by its whole path, links left as they are; another name, as a hub id,
+    unchanged."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name != "builtin" and path.exists() else name
+
+
+def with_absolute_paths(raw: Any) -> Any:
+    """A study's plain values, not checked yet, with absolute paths for the model, the encoders and the files
+    of plug-ins. Relative ones are relative to the working directory."""
+    if isinstance(raw, list):
+        return [with_absolute_paths(each) for each in raw]
+    if not isinstance(raw, dict):
+        return raw
+    return {key: _absolute_at(key, value, raw) for key, value in raw.items()}
+
+
+def _absolute_at(key: Any, value: Any, around: dict[Any, Any]) -> Any:
+    is_path = key == "pretrained_model_name_or_path" or ("name" in around and key in OPTIONS)
+    if is_path and isinstance(value, str):
+        return absolute(value)
+    if key == "encoders" and isinstance(value, dict):
+        # A published network is meant even where a folder has its name.
+        return {
+            role: absolute(name) if isinstance(name, str) and "/" in name else name
+            for role, name in value.items()
+        }
+    return with_absolute_paths(value)
