@@ -43,9 +43,10 @@ class ServedPipeline(PythonModel):
         seed, steps, guidance = self._settings(params or {})
         images = []
         for prompt in prompts:
+            # By name: the first argument of some families' pipelines is an image.
             result = self.pipeline(
-                prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
-                guidance_scale=guidance,
+                prompt=prompt, generator=torch.Generator().manual_seed(seed),
+                num_inference_steps=steps, guidance_scale=guidance,
             )  # fmt: skip
             buffer = io.BytesIO()
             result.images[0].save(buffer, format="PNG")
