@@ -23,6 +23,7 @@ from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models import adapters, disturb
 from gift_ray.models.disturb import Reinitialize
+from gift_ray.models.loading import require_parts
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.models.weights import load_strictly, require_finite
 from gift_ray.training.conditioning import Conditioning
@@ -47,6 +48,20 @@ class Backbone(ABC):
 
     # How diffusers' pipelines of this family call the denoiser: `unet` or `transformer`.
     denoiser_name: ClassVar[str]
+    # The parts of the pipeline that must be in a folder.
+    needed: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def check(cls, folder: Path, name: str) -> None:
+        """Look at a diffusers folder's configurations, before anything is loaded.
+
+        Args:
+            name: what the user calls the folder.
+
+        Raises:
+            ModelError: a part is missing, or the model is of a kind that can't be trained or drawn with.
+        """
+        require_parts(folder, cls.needed, name)
 
     @classmethod
     @abstractmethod

@@ -4,7 +4,6 @@ its own; a folder says in model_index.json which diffusers pipeline it was saved
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 from functools import lru_cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
+from gift_ray.models.loading import FIELD, read_json
 from gift_ray.models.locate import locate
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "gift_ray.models.sdxl.StableDiffusionXL",
     "Flux2KleinPipeline": "gift_ray.models.rectified_flow.Flux2Klein",
 }
-FIELD = "model.pretrained_model_name_or_path"
 
 
 def family_of(folder: Path) -> type[Backbone]:
@@ -32,11 +31,7 @@ def family_of(folder: Path) -> type[Backbone]:
     Raises:
         ModelError: its model_index.json can't be read, or names a pipeline of no known family.
     """
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        name = str(index["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{FIELD}: {folder} has no readable model_index.json: {error}") from error
+    name = str(read_json(folder, "model_index.json").get("_class_name"))
     if name == "StableDiffusionXLImg2ImgPipeline":
         raise ModelError(
             f"{FIELD}: {folder} is a {name}, as SDXL's refiner is: it finishes drawings of another "
@@ -55,9 +50,10 @@ def check_base(config: ModelConfig) -> None:
     """Find a base and its family, without loading it.
 
     Raises:
-        ModelError: not found, or of no known family.
+        ModelError: not found, of no known family, or not what its family can train and draw with.
     """
-    family_of(locate(config))
+    folder = locate(config)
+    family_of(folder).check(folder, config.pretrained_model_name_or_path)
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
@@ -66,6 +62,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     Raises:
         ModelError: not found, no network, not a diffusers folder, pickled or damaged weights.
     """
+    check_base(config)
     folder = locate(config)
     _silence()
     return family_of(folder).load(folder, config)

@@ -19,25 +19,77 @@ FIELD = "model.pretrained_model_name_or_path"
 NO_LIMIT = 10**6
 
 
-def load_pipeline(
-    kind: Any, folder: Path, config: ModelConfig, *, needed: Sequence[str], **options: Any
-) -> Any:
-    """The diffusers pipeline `kind` of a folder, in fp32, safetensors only.
-
-    Args:
-        needed: parts that must be there.
-        options: of `from_pretrained`; a part set to None is not loaded.
+def require_parts(folder: Path, needed: Sequence[str], name: str) -> None:
+    """Look for the parts of a pipeline in its model_index.json.
 
     Raises:
-        ModelError: damaged or pickled, or a part is missing.
+        ModelError: one is missing.
     """
-    name = config.pretrained_model_name_or_path
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder, "model_index.json")
     missing = [part for part in needed if not (index.get(part) or [None])[0]]
     if missing:
         raise ModelError(
-            f"{FIELD}: {name!r} has no {', '.join(missing)}; give a complete {kind.__name__}"
+            f"{FIELD}: {name!r} has no {', '.join(missing)}; give a complete {index['_class_name']} folder"
         )
+
+
+def require_text_to_image(folder: Path, tokenizers: Sequence[str], name: str) -> None:
+    """Look into the configurations of a pipeline with a UNet, before anything is loaded.
+
+    Raises:
+        ModelError: a UNet that takes more than latents, a tokenizer without a length, or a model of the
+            noise whose schedule ends without any signal, from which it cannot draw.
+    """
+    # Defaults are those of diffusers' classes.
+    taken = read_json(folder, "unet/config.json").get("in_channels", 4)
+    given = read_json(folder, "vae/config.json").get("latent_channels", 4)
+    if taken != given:
+        raise ModelError(
+            f"{FIELD}: the UNet of {name!r} takes {taken} channels and its VAE gives {given}: a model "
+            "for inpainting or editing; give a text-to-image model"
+        )
+    for part in tokenizers:
+        length = read_json(folder, f"{part}/tokenizer_config.json").get("model_max_length")
+        if not length or length > NO_LIMIT:
+            raise ModelError(
+                f"{FIELD}: the {part} of {name!r} has no model_max_length; add it to its "
+                "tokenizer_config.json (77 for CLIP)"
+            )
+    scheduler = read_json(folder, "scheduler/scheduler_config.json")
+    kind = scheduler.get("prediction_type", "epsilon")
+    if scheduler.get("rescale_betas_zero_snr") and kind == "epsilon":
+        raise ModelError(
+            f"{FIELD}: the scheduler of {name!r} ends in pure noise (zero terminal SNR), from which a model "
+            "that predicts epsilon cannot draw; set prediction_type to v_prediction if it was trained "
+            "so, or rescale_betas_zero_snr to false"
+        )
+
+
+def read_json(folder: Path, file: str) -> dict[str, Any]:
+    """A configuration of a diffusers folder.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
+    try:
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{FIELD}: {folder} has no readable {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{FIELD}: {folder}: {file} must hold an object by name")
+    return content
+
+
+def load_pipeline(kind: Any, folder: Path, config: ModelConfig, **options: Any) -> Any:
+    """The diffusers pipeline `kind` of a folder, in fp32, safetensors only.
+
+    Args:
+        options: of `from_pretrained`; a part set to None is not loaded.
+
+    Raises:
+        ModelError: damaged or pickled.
+    """
+    name = config.pretrained_model_name_or_path
     try:
         pipeline = kind.from_pretrained(
             folder, variant=config.variant, dtype=torch.float32, use_safetensors=True, **options
@@ -48,53 +100,17 @@ def load_pipeline(
             f"{FIELD}: {name!r} can't be loaded as a {kind.__name__} folder with safetensors "
             f"weights: {detail}"
         ) from error
-    return pipeline
-
-
-def load_unet_pipeline(
-    kind: Any, folder: Path, config: ModelConfig, *, needed: Sequence[str], **options: Any
-) -> Any:
-    """`load_pipeline` of a family with a UNet and CLIP text encoders.
-
-    Raises:
-        ModelError: a tokenizer without a length, or a UNet that takes more than latents.
-    """
-    pipeline = load_pipeline(kind, folder, config, needed=("unet", "vae", *needed), **options)
-    name = config.pretrained_model_name_or_path
-    for part in (part for part in needed if part.startswith("tokenizer")):
-        if getattr(pipeline, part).model_max_length > NO_LIMIT:
-            raise ModelError(
-                f"{FIELD}: the {part} of {name!r} has no model_max_length; add it to its "
-                "tokenizer_config.json (77 for CLIP)"
-            )
-    taken, given = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-    if taken != given:
-        raise ModelError(
-            f"{FIELD}: the UNet of {name!r} takes {taken} channels and its VAE gives {given}: a model "
-            "for inpainting or editing; give a text-to-image model"
-        )
     if config.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
+        denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+        denoiser.enable_gradient_checkpointing()
     return pipeline
 
 
 def noise_scheduler_of(pipeline: Any) -> Any:
-    """The DDPM schedule that a UNet was trained with.
-
-    Raises:
-        ModelError: noise without any signal at the last timestep, which a model of the noise cannot invert.
-    """
+    """The DDPM schedule that a UNet was trained with."""
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon" and float(scheduler.alphas_cumprod[-1]) < 1e-7:
-        raise ModelError(
-            f"{FIELD}: this scheduler ends in pure noise (zero terminal SNR), from which a model that "
-            "predicts epsilon cannot draw; set prediction_type to v_prediction if it was trained so, or "
-            "rescale_betas_zero_snr to false"
-        )
-    return scheduler
+    return DDPMScheduler.from_config(pipeline.scheduler.config)
 
 
 def resolution_of(pipeline: Any, config: ModelConfig) -> int:

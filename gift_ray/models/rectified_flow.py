@@ -50,15 +50,15 @@ class Flux2Klein(Backbone):
     is_distilled: bool
 
     denoiser_name: ClassVar[str] = "transformer"
+    needed: ClassVar[tuple[str, ...]] = (
+        "transformer", "vae", "text_encoder", "tokenizer", "scheduler",
+    )  # fmt: skip
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
         from diffusers import Flux2KleinPipeline
 
-        needed = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-        pipeline = load_pipeline(Flux2KleinPipeline, folder, config, needed=needed)
-        if config.gradient_checkpointing:
-            pipeline.transformer.enable_gradient_checkpointing()
+        pipeline = load_pipeline(Flux2KleinPipeline, folder, config)
         return cls(
             denoiser=frozen(pipeline.transformer),
             vae=frozen(pipeline.vae),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.models import adapters
-from gift_ray.models.loading import frozen, load_unet_pipeline, noise_scheduler_of, resolution_of
+from gift_ray.models.loading import frozen, load_pipeline, noise_scheduler_of, resolution_of
 from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
 from gift_ray.models.stable_diffusion import UNetBackbone, token_ids
 from gift_ray.training.conditioning import Conditioning
@@ -41,13 +41,16 @@ class StableDiffusionXL(UNetBackbone):
     tokenizer_2: Any
     force_zeros_for_empty_prompt: bool
 
+    needed: ClassVar[tuple[str, ...]] = (
+        "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
+    )  # fmt: skip
+
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
         from diffusers import StableDiffusionXLPipeline
 
-        pipeline = load_unet_pipeline(
+        pipeline = load_pipeline(
             StableDiffusionXLPipeline, folder, config,
-            needed=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
             feature_extractor=None, image_encoder=None, add_watermarker=False,
         )  # fmt: skip
         return cls(

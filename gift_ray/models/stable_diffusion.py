@@ -20,8 +20,9 @@ from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.models.loading import (
     frozen,
-    load_unet_pipeline,
+    load_pipeline,
     noise_scheduler_of,
+    require_text_to_image,
     resolution_of,
 )
 from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
@@ -41,6 +42,12 @@ class UNetBackbone(Backbone):
     noise_scheduler: DDPMScheduler
 
     denoiser_name: ClassVar[str] = "unet"
+
+    @classmethod
+    def check(cls, folder: Path, name: str) -> None:
+        super().check(folder, name)
+        tokenizers = [part for part in cls.needed if part.startswith("tokenizer")]
+        require_text_to_image(folder, tokenizers, name)
 
     @staticmethod
     def in_group(path: list[str], group: ParameterGroup) -> bool:
@@ -105,12 +112,14 @@ class StableDiffusion(UNetBackbone):
     text_encoder: PreTrainedModel
     tokenizer: Any
 
+    needed: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
         from diffusers import StableDiffusionPipeline
 
-        pipeline = load_unet_pipeline(
-            StableDiffusionPipeline, folder, config, needed=("text_encoder", "tokenizer"),
+        pipeline = load_pipeline(
+            StableDiffusionPipeline, folder, config,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         return cls(

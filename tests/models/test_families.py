@@ -31,7 +31,7 @@ from gift_ray import plugins
 from gift_ray.config.schema import MergeConfig, ModelConfig
 from gift_ray.errors import ModelError, UnitFailed
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.families import base_model, load_backbone
+from gift_ray.models.families import base_model, check_base
 from gift_ray.models.merge import merge_weights
 from gift_ray.models.sdxl import original_name
 from gift_ray.study.journal import LocalJournal
@@ -441,8 +441,9 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 def refused(folder: Path) -> str:
+    """The line that a study with this base ends in before any worker starts."""
     with pytest.raises(ModelError) as error:
-        load_backbone(ModelConfig(pretrained_model_name_or_path=str(folder)))
+        check_base(ModelConfig(pretrained_model_name_or_path=str(folder)))
     assert "\n" not in str(error.value)
     return str(error.value)
 
