@@ -33,13 +33,11 @@ FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 HOMES = {
     "ray": {"gift_ray/cluster"},
     "mlflow": {"gift_ray/tracking"},
-    "diffusers": {
-        "gift_ray/models", "gift_ray/tracking/served_model.py", "jobs/pretrain_builtin.py",
-    },
+    "diffusers": {"gift_ray/models", "gift_ray/tracking/served_model.py", "tools"},
     "peft": {"gift_ray/models"},
     "nudenet": {"gift_ray/metrics/nudenet.py"},
 }  # fmt: skip
-FILES = sorted([*ROOT.glob("gift_ray/**/*.py"), *ROOT.glob("jobs/**/*.py")])
+FILES = sorted([*ROOT.glob("gift_ray/**/*.py"), *ROOT.glob("jobs/**/*.py"), *ROOT.glob("tools/**/*.py")])
 
 
 def imports(file: Path) -> set[str]:
@@ -57,7 +55,7 @@ def imports(file: Path) -> set[str]:
 def part(file: Path) -> str:
     """The name in FLOORS under which a file stands: its own, else its folder's."""
     path = file.relative_to(ROOT)
-    if path.parts[0] == "jobs":
+    if path.parts[0] in ("jobs", "tools"):
         return "scripts"
     return floor_of(path.with_suffix("").parts[1:])
 

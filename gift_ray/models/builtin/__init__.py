@@ -1,4 +1,4 @@
-"""The built-in miniature Stable Diffusion, made by `jobs/pretrain_builtin.py`."""
+"""The built-in miniature Stable Diffusion and its judges, made by `tools/rebuild_builtin.py`."""
 
 from pathlib import Path
 
