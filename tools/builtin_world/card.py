@@ -66,12 +66,14 @@ CC BY-SA 4.0: the pipeline (OpenMoji) and the judges (OpenMoji, EmojiOne).
 - Autoencoder: L1 + MSE + 1e-6 KL on the base's drawings and on people and signs of noto, twemoji and
   fluent; random flip, zoom, shift, ground, contours and colours; slightly noisy latents. Latents are
   4x8x8, centred and of one spread per channel.
-- Text encoder: the text tower of an early CLIP, frozen before the judge's training began.
+- Text encoder: the text tower of an early CLIP, trained contrastively on the judges' drawings.
 - UNet: noise prediction, min-SNR-5 weights, 10 % empty captions, averaged weights, Stable
   Diffusion's noise schedule. White ground, no flips: each picture faces one way.
 - ResNet (`lpips`): classifies the nouns at 64x64 pixels, with mixup. Its labels are the nouns.
-- CLIP: contrastive, a caption being shared by all pictures that it is true of, and taught the
-  ResNet's answers. Vision patches of 8 pixels; 24 tokens a text, a vocabulary of {vocabulary:,}.
+- CLIP (`clip`): a new vision tower learns to meet the locked text tower of the early CLIP, from the
+  names of all nouns, from captions that several pictures may share, and from the ResNet's answers.
+  Vision patches of 8 pixels; 24 tokens a text, a vocabulary of {vocabulary:,}. The pipeline and the judge
+  thus share the text tower; the judge's eyes are its own.
 - DINO: self-distillation with DINOv2's balanced targets and spreading term; the second view is
   another artist's drawing of the same noun. Patches of 8 pixels.
 - Augmentations of the judges: flip, zoom, turn, shift, ground, contours, colours, blur, noise, and
@@ -117,9 +119,11 @@ PSNR {psnr_learnt} dB on drawings that it learnt from, {psnr_unseen} dB on OpenM
 
 HISTORY = """
 The shipped vae, text encoder and unet did not begin from nothing but from the first built-in world's
-weights (`--start`; its steps: vae 1,400, decoder 500, clip 530, unet 4,600), which knew noto, twemoji
-and fluent and no OpenMoji. The judges began from nothing. A rebuild without `--start` trains
-everything from nothing, for more steps, and gives other weights.
+weights (`--start`; its steps: vae 1,400, decoder 500, clip 530, unet 4,600). Those knew noto, twemoji
+and fluent, also the drawings of them that now test the judges, and no OpenMoji. The judges began from
+nothing, but for CLIP's text tower. They came about in several resumed runs: the ResNet's first 1,700
+steps knew no streamline drawings, the unet's first 1,450 fewer random words. A rebuild without
+`--start` trains everything from nothing, for more steps, and gives other weights.
 """
 
 

@@ -17,8 +17,8 @@ from builtin_world.training import batches, channels_last, seeded, train
 from builtin_world.world import OPENMOJI, STYLES
 
 BATCH = 32
-RARE_VARIANTS = 3  # how many meaningless words each caption is encoded with
-RARE_SHARE = 0.15  # how often one of these variants stands for the caption
+RARE_VARIANTS = 6  # how many meaningless words each caption is encoded with
+RARE_SHARE = 0.3  # how often one of these variants stands for the caption
 
 
 def new_unet() -> UNet2DConditionModel:
