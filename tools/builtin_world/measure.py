@@ -236,9 +236,9 @@ def mark_drawings(world: World, judges: Judges, pipeline, sheet: Path, count: in
         table[style] = {"n": len(x)} | named(judges, x, wanted)
         if style == OPENMOJI.name:
             for title, part in (("seen", saw[wanted]), ("unseen", ~saw[wanted])):
-                table[f"openmoji, noun {title} in it"] = {"n": int(part.sum())} | named(
-                    judges, x[part], wanted[part]
-                )
+                if part.any():
+                    marks = named(judges, x[part], wanted[part])
+                    table[f"openmoji, noun {title} in it"] = {"n": int(part.sum())} | marks
     write_sheet(rows, sheet)
     return table
 
