@@ -21,7 +21,7 @@ from builtin_world.world import (
 )
 from gift_ray.config.schema import ModelConfig
 from gift_ray.models.encoders import VisionEncoder
-from gift_ray.models.stable_diffusion import base_model
+from gift_ray.models.families import base_model
 
 NAMES = ["axe", "bear", "bus", "car", "cat", "cow", "hammer", "lion", "pizza", "rose"]
 BASE, JUDGES = ["vae", "text", "unet"], ["resnet", "clip", "dino"]
