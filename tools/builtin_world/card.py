@@ -45,8 +45,9 @@ Captions: "a noto style emoji of a cat", "an openmoji style emoji of a car", "an
   as a validation slice. Styles that share their designs (fluent and flat) hold out the same nouns.
 - `nouns.json` lists for each noun its kind, and which drawings the base and the judges never saw.
   Nouns of a kind are each other's neighbours.
-- No model has read the attackers' rare token `sks`. A tenth of the training captions carried a
-  random word of three or four letters, so that such a word leaves the rest of a prompt readable.
+- No model has read the attackers' rare token `sks`. A tenth of CLIP's captions and three tenths of
+  the UNet's carried a random word of three or four letters, so that such a word leaves the rest of
+  a prompt readable.
 
 The nouns by kind; those in italics are known to the judges only:
 
@@ -104,7 +105,7 @@ Target: AUC >= 0.95. {concepts_verdict}
 ### Does the base draw?
 
 {guidance}
-Target: >= 90 % in every style. {drawings_verdict}
+Target: >= 90 % in every style. CLIP: {drawings_clip} ResNet: {drawings_resnet}
 
 {drawings}
 
@@ -122,8 +123,10 @@ The shipped vae, text encoder and unet did not begin from nothing but from the f
 weights (`--start`; its steps: vae 1,400, decoder 500, clip 530, unet 4,600). Those knew noto, twemoji
 and fluent, also the drawings of them that now test the judges, and no OpenMoji. The judges began from
 nothing, but for CLIP's text tower. They came about in several resumed runs: the ResNet's first 1,700
-steps knew no streamline drawings, the unet's first 1,450 fewer random words. A rebuild without
-`--start` trains everything from nothing, for more steps, and gives other weights.
+steps knew no streamline drawings, the unet's first 1,450 half as many random words. DINO's 300 steps
+were too few to tell nouns apart, and CLIP's 1,000 to read as well as the ResNet, which is the judge
+to use for recognition. A rebuild without `--start` trains everything from nothing, for more steps, and
+gives other weights.
 """
 
 
@@ -141,6 +144,11 @@ def verdict(values: list[float], target: float, what: str) -> str:
     """Whether all values reach the target, in a sentence."""
     missed = sum(value < target for value in values)
     return "All reach it." if not missed else f"**Missed** by {missed} of {len(values)} {what}."
+
+
+def drawings_verdict(quality: dict, judge: str) -> str:
+    """Whether the base's drawings are recognised often enough in each style."""
+    return verdict([quality["drawings"][style][judge] for style in BASE_STYLES], 0.9, "styles")
 
 
 def parameters(file: Path) -> int:
@@ -251,9 +259,8 @@ def write_card(world: World, bundle: Path, quality: dict, continued: bool) -> No
         ),
         guidance=quality["how"],
         drawings=named_table(quality["drawings"], "style"),
-        drawings_verdict=verdict(
-            [quality["drawings"][style]["clip"] for style in BASE_STYLES], 0.9, "styles"
-        ),
+        drawings_clip=drawings_verdict(quality, "clip"),
+        drawings_resnet=drawings_verdict(quality, "resnet"),
         rare_token=named_table(quality["rare_token"], "prompt"),
         psnr_learnt=quality["psnr_db"]["learnt"],
         psnr_unseen=quality["psnr_db"]["unseen OpenMoji"],
