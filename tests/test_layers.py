@@ -37,7 +37,9 @@ HOMES = {
     "peft": {"gift_ray/models"},
     "nudenet": {"gift_ray/metrics/nudenet.py"},
 }  # fmt: skip
-FILES = sorted([*ROOT.glob("gift_ray/**/*.py"), *ROOT.glob("jobs/**/*.py"), *ROOT.glob("tools/**/*.py")])
+FILES = sorted(
+    [*ROOT.glob("gift_ray/**/*.py"), *ROOT.glob("jobs/**/*.py"), *ROOT.glob("tools/**/*.py")]
+)
 
 
 def imports(file: Path) -> set[str]:
