@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import judge_first
+from gift_ray.cli.judging import judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.config.absolute import absolute
 from gift_ray.config.plugin_choice import DefenseConfig
@@ -27,7 +27,6 @@ from gift_ray.report.summary import arm_summary, summarize_comparison
 from gift_ray.study.load import check_data, load_study
 from gift_ray.verdict import comparison
 from gift_ray.verdict.scorecard import scorecard
-from gift_ray.verdict.yardstick import Yardstick
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -50,8 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
         with LiveProgress(executor.events, len(layout.steps())) as progress:
             judge_first([layout], executor.run, progress.say)
             executor.run(layout.shared())
-            yardstick = Yardstick.of(layout, study_dir)
-            yardstick.require()
+            yardstick = require_yardstick(layout)
             executor.run(layout.steps())
 
     (arm,) = layout.defended

@@ -17,7 +17,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import describe_power, judge_first
+from gift_ray.cli.judging import describe_judging, judge_first
 from gift_ray.cluster.run import ray_executor
 from gift_ray.records.record import write_json_atomic
 from gift_ray.report.eval_unlearn import write_reports
@@ -27,7 +27,7 @@ from gift_ray.report.summary import judges_table, summarize_comparison
 from gift_ray.study.load import check_data, load_study
 from gift_ray.study.plan import Plan
 from gift_ray.study.step import Step
-from gift_ray.verdict import comparison
+from gift_ray.verdict import comparison, retention
 from gift_ray.verdict.yardstick import Yardstick
 
 
@@ -52,6 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
             judge_first([undefended], executor.run, progress.say)
             executor.run(undefended.shared())
             yardstick = Yardstick.of(undefended, study_dir)
+            retention.probes(yardstick, undefended.undefended, ())
             units = comparison.set_aside(yardstick)
             plans = comparison.without(plans, units)
 
@@ -85,7 +86,7 @@ def describe(plans: dict[str, Plan], steps: list[Step], study_dir: Path) -> int:
     concepts = plans["undefended"].config.concepts
     say(f"concepts: {', '.join(concept.name for concept in concepts.malicious)}")
     say(f"{len(steps)} steps, {len(todo)} to do ({counts})")
-    describe_power(plans["undefended"].config)
+    describe_judging(plans["undefended"])
     return console.OK
 
 

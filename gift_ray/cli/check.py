@@ -15,7 +15,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import describe_power, judge_first
+from gift_ray.cli.judging import describe_judging, judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.config.schema import DefenseConfig, StudyConfig
 from gift_ray.errors import ConfigError
@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_study(arguments.config, arguments.overrides)
     plans = comparison.layouts(with_negative_controls(config, arguments.damage))
     undefended, steps = plans["undefended"], comparison.steps(plans)
-    describe_power(config)
+    describe_judging(undefended)
     study = plan(config)
     estimated = costs.estimate(study.steps(), config.study_dir, None)
     say(
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
         executor.run(undefended.shared())
         yardstick = Yardstick.of(undefended, study_dir)
         show("positive control", floors(yardstick))
-        yardstick.require()
+        require_yardstick(undefended)
         executor.run(steps)
     controls = {name: layout for name, layout in plans.items() if name != "undefended"}
     rows, kept = (made(controls, yardstick) for made in (comparison.units, comparison.retained))

@@ -18,7 +18,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import judge_first
+from gift_ray.cli.judging import judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.records.record import write_json_atomic
 from gift_ray.records.release import export
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
         # resistance.
         judge_first([layout], executor.run, progress.say)
         executor.run(layout.shared())
-        Yardstick.of(layout, study_dir).require()
+        require_yardstick(layout)
         executor.run(steps)
     write_results(layout, before, study_dir)
     return console.OK

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gift_ray.cli.console import say
 from gift_ray.config.schema import StudyConfig
+from gift_ray.records.record import is_done
 from gift_ray.study.judging import remarks
 from gift_ray.study.plan import Plan
 from gift_ray.study.step import Step
+from gift_ray.verdict import retention
+from gift_ray.verdict.judges import Reading
 from gift_ray.verdict.verdict import half_width, images_for, upper
-from gift_ray.verdict.yardstick import check_judges
+from gift_ray.verdict.yardstick import Yardstick, check_judges, read_judges
 
 
 def judge_first(
@@ -27,16 +30,38 @@ def judge_first(
     for plan in plans:
         readings = check_judges(plan, plan.config.study_dir)
         if plan is plans[0]:
-            least = plan.config.scoring.least_auc
             for reading in readings:
-                mark = "judge  " if reading.reads(least) else "blind  "
-                tell(f"{mark}      {reading}")
+                tell(_marked(reading, plan.config))
 
 
-def describe_power(config: StudyConfig) -> None:
-    """The bounds that the study will reach with its images and seeds, and what the gate's margin needs."""
-    for line in power(config):
+def require_yardstick(plan: Plan) -> Yardstick:
+    """What verdicts are measured by, once the steps that all arms share are done.
+
+    Raises:
+        ConfigError: an attack on a malicious concept that nothing can judge, or prompts that the base itself
+            can't draw.
+    """
+    yardstick = Yardstick.of(plan, plan.config.study_dir)
+    yardstick.require()
+    retention.probes(yardstick, plan.undefended, ())
+    return yardstick
+
+
+def describe_judging(plan: Plan) -> None:
+    """Say what the judges read, the bounds that the study will reach, and what the gate's margin needs."""
+    study_dir = plan.config.study_dir
+    if all(is_done(step.folder(study_dir)) for step in plan.judges.values()):
+        for reading in read_judges(plan, study_dir):
+            say(_marked(reading, plan.config))
+    else:
+        say("judges: not examined yet; gift-ray check CONFIG --judges does it without training")
+    for line in power(plan.config):
         say(line)
+
+
+def _marked(reading: Reading, config: StudyConfig) -> str:
+    mark = "judge" if reading.reads(config.scoring.least_auc) else "blind"
+    return f"{mark}        {reading}"
 
 
 def power(config: StudyConfig) -> list[str]:

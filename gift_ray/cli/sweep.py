@@ -15,7 +15,7 @@ from typing import Any
 
 from gift_ray.cli import console
 from gift_ray.cli.console import VERDICT, LiveProgress, leaderboard, say
-from gift_ray.cli.judging import describe_power, judge_first
+from gift_ray.cli.judging import describe_judging, judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.cluster.tune import Trial, search
 from gift_ray.config.names import slug
@@ -76,9 +76,7 @@ def run_search(
         with LiveProgress(executor.events, expected_units(layout, examined)) as progress:
             judge_first([layout, examined], executor.run, progress.say)
             executor.run([*layout.shared(), *examined.shared()])
-            for undefended in (layout, examined):
-                Yardstick.of(undefended, study_dir).require()
-            yardstick = Yardstick.of(layout, study_dir)
+            yardstick, _ = [require_yardstick(undefended) for undefended in (layout, examined)]
             write_yardstick(yardstick, study_dir)
             tracker.undefended(
                 mean_curves([layout.undefended], study_dir),
@@ -150,7 +148,7 @@ def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
         for step in steps:
             done = "done" if step.folder(config.study_dir).exists() else "to do"
             say(f"  {step.name}  {done:6}{step.label}")
-    describe_power(examined.config)
+    describe_judging(examined)
     for line in [
         *battery.described(config),
         *costs.forecast(layout, each, confirming, fingerprint),

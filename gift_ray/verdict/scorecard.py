@@ -87,7 +87,11 @@ def outlook(yardstick: Yardstick, arm: Arm, attacks: Collection[Key]) -> scoring
     """
     groups = retention.probes(yardstick, arm, attacks)
     safe = {c.name for c in yardstick.config.concepts.safe}
-    unprobed = {key[:2] for key in arm.attacks if key[0] in safe and key not in attacks}
+    unprobed = {
+        key[:2]
+        for key in arm.attacks
+        if key[0] in safe and key not in attacks and yardstick.rulers[key[:2]]
+    }
     if unprobed:
         own = groups.setdefault(retention.FINETUNING, {})
         own |= {f"finetune/{concept}/{attack}": retention.ALL for concept, attack in unprobed}

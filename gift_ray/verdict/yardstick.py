@@ -53,7 +53,10 @@ class Yardstick:
                     unusable[concept, attack, measure] = "the judges' check finds it blind"
                     continue
                 ruler = _ruler(plan, study_dir, (concept, attack), measure)
-                why = _why_not(ruler, plan.config)
+                try:
+                    why = _why_not(ruler, plan.config)
+                except ValueError as error:
+                    why = str(error)
                 if why:
                     unusable[concept, attack, measure] = why
                 else:
