@@ -18,10 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from gift_ray.errors import ConfigError
-from gift_ray.models.encoders import vision_encoder
+from gift_ray.models.encoders import PUBLISHED_LPIPS, vision_encoder
 from gift_ray.plugins import Metric, MetricContext
-
-PUBLISHED = ("alex", "vgg", "squeeze")
 
 
 class Lpips(Metric):
@@ -37,7 +35,7 @@ class Lpips(Metric):
 
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
         name = context.encoders["lpips"]
-        distances = _published if name in PUBLISHED else _unweighted
+        distances = _published if name in PUBLISHED_LPIPS else _unweighted
         nearest = distances(name, images, context.references).min(1).values
         # Rounding can take a distance of zero below it.
         return 1 - nearest.clamp_min(0).numpy()

@@ -24,6 +24,8 @@ from gift_ray.models.locate import device, snapshot
 logger = logging.getLogger(__name__)
 
 BATCH = 64
+# The networks of the `lpips` package, by its names; any other name is a folder or a hub id.
+PUBLISHED_LPIPS = ("alex", "vgg", "squeeze")
 
 
 def locate_encoder(role: str, name: str) -> Path:

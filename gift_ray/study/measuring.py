@@ -11,12 +11,11 @@ from PIL import Image
 from gift_ray import plugins
 from gift_ray.config.schema import EvaluationConfig, StudyConfig
 from gift_ray.data import examples
-from gift_ray.models.encoders import locate_encoder
+from gift_ray.models.encoders import PUBLISHED_LPIPS, locate_encoder
 from gift_ray.models.locate import folder_hash
 
 # The size to which IMMA's evaluation shrinks images before it measures them.
 IMMA_PX = 64
-PUBLISHED_LPIPS = ("alex", "vgg", "squeeze")
 
 
 def load_images(step: Path | None, folder: str, evaluation: EvaluationConfig) -> list[Image.Image]:
