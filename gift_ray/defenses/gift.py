@@ -12,8 +12,7 @@ the base's own predictions on D_S.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,19 +24,20 @@ from gift_ray.errors import UnitFailed
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.plugins import Defense
 from gift_ray.training import parallel
-from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.conflicts import cosine, project, without_conflicts
 from gift_ray.training.diffusion import (
-    Batch,
     Examples,
     Seeds,
     balanced_batch,
     capture,
     concatenate,
-    per_sample_mse,
 )
 from gift_ray.training.loop import Level, OptimizerName, Report, train
-from gift_ray.training.representation import NoiseKind, NoiseTarget
+from gift_ray.training.maximization import MaxLoss, max_loss
+from gift_ray.training.path import on_the_way
+from gift_ray.training.preservation import Preservation, PriorLoss
+from gift_ray.training.representation import NoiseDistance, NoiseKind, NoiseTarget
+from gift_ray.training.schedules import falling
 
 # Rounds between two measurements of the activations: each costs a forward pass of the base.
 DIAGNOSTICS_EVERY = 10
@@ -64,14 +64,17 @@ class Gift(Defense):
     parameter_group: ParameterGroup = Field(
         "cross_attention", description="what the outer level trains; psi in the paper"
     )
-    max_loss: Literal["negative", "hinge", "log"] = "hinge"
+    max_loss: MaxLoss = "hinge"
     margin: float = Field(
         1.0, gt=0, description="of the hinge: predicting nothing gives an MSE of 1"
     )
     noise_target: NoiseKind = "frozen"
+    noise_distance: NoiseDistance = Field(
+        "mse", description="of L_noise: Eq. 7's, or the discrepancy of RepNoise"
+    )
     noise_layers: NoiseLayers = "blocks"
     coordination: Literal["alternate", "joint", "project"] = "alternate"
-    prior_loss: Literal["denoising", "distillation"] = Field(
+    prior_loss: PriorLoss = Field(
         "denoising", description="Eq. 9, or the distance to the base's own predictions on D_S"
     )
     caption_dropout: float = Field(
@@ -125,10 +128,14 @@ class Gift(Defense):
             base=model,
             model=released,
             d_m=malicious if self.concept_sampling == "balanced" else [every],
-            d_s=safe,
+            preservation=Preservation(
+                self.prior_loss, model, safe, self.train_batch_size, self.caption_dropout, seeds
+            ),
             inner=self._level(released, "all", self.alpha_inner),
             outer=self._level(released, self.parameter_group, self.alpha_outer),
-            noise=NoiseTarget.of(self.noise_target, self.noise_layers, model, every, seeds),
+            noise=NoiseTarget.of(
+                self.noise_target, self.noise_layers, model, every, seeds, self.noise_distance
+            ),
             seeds=seeds,
         )
         levels = {"inner": run.inner, "outer": run.outer}
@@ -154,7 +161,7 @@ class Immunization:
     base: Backbone
     model: Backbone
     d_m: Sequence[Examples]
-    d_s: Examples
+    preservation: Preservation
     inner: Level
     outer: Level
     noise: NoiseTarget
@@ -228,22 +235,10 @@ class Immunization:
 
     def _inner_gradients(self, index: int) -> tuple[list[Tensor], dict[str, float]]:
         """Gradients of L_prior on a batch of D_S, and its value."""
-        generator = self.seeds.generator("inner", index)
-        batch = self.d_s.batch(self.options.train_batch_size, generator)
-        noise, times = self.model.draw(len(batch), generator)
-        if self.options.caption_dropout:
-            chance = self.seeds.generator("inner-captions", index)
-            dropped = torch.rand(len(batch), generator=chance) < self.options.caption_dropout
-            batch = without_captions(batch, dropped, self.base.condition([""]))
-        distil = self.options.prior_loss == "distillation"
+        batch, times, noise = self.preservation.draw(index)
 
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
-            mine, t, eps = batch.take(rows), times[rows], noise[rows]
-            loss = (
-                distillation_loss(self.model, self.base, mine, t, eps)
-                if distil
-                else prior_loss(self.model, mine, t, eps)
-            )
+            loss = self.preservation.loss(self.model, batch.take(rows), times[rows], noise[rows])
             return loss, {"L_prior": loss.item()}
 
         return _gradients_of(self.inner, loss_of, range(len(batch)), len(batch))
@@ -294,70 +289,6 @@ class Immunization:
             for name in each[0][1]
         }
         return gradients, values
-
-
-def prior_loss(model: Backbone, batch: Batch, times: Tensor, noise: Tensor) -> Tensor:
-    """L_prior = E || eps_theta(x_s, c_s, t) - eps ||^2 (Eq. 9), a scalar."""
-    return model.denoising_loss(batch.latents, batch.conditioning, times, noise).mean()
-
-
-def distillation_loss(
-    model: Backbone, base: Backbone, batch: Batch, times: Tensor, noise: Tensor
-) -> Tensor:
-    """E || eps_theta(x_t, c_s, t) - eps_theta_0(x_t, c_s, t) ||^2, theta_0 the base: 0 where the model
-    still predicts what the base does. A scalar."""
-    latents, noise, times = (t.to(model.device) for t in (batch.latents, noise, times))
-    noisy = model.add_noise(latents, noise, times)
-    with torch.no_grad():
-        goal = base.predict(noisy, batch.conditioning, times)
-    return per_sample_mse(model.predict(noisy, batch.conditioning, times), goal).mean()
-
-
-def max_loss(mse: Tensor, kind: str, margin: float) -> Tensor:
-    """L_max from the per-sample denoising errors [B] -> [B].
-
-    `negative` is Eq. 5, unbounded below; `hinge` max(0, margin - mse) stops at the margin; `log`
-    -log(1 + mse) slows down.
-    """
-    if kind == "negative":
-        return -mse
-    if kind == "hinge":
-        return torch.relu(margin - mse)
-    return -torch.log1p(mse)
-
-
-def falling(index: int, rounds: int, share: float) -> float:
-    """The factor of the learning rates in round `index`: 1, then over the last `share` of the rounds in
-    a straight line towards 0, which it would reach at round `rounds`."""
-    first = rounds * (1 - share)
-    return 1.0 if index <= first else (rounds - index) / (rounds - first)
-
-
-def without_captions(batch: Batch, dropped: Tensor, empty: Conditioning) -> Batch:
-    """The batch with the conditioning of the empty prompt where `dropped` [B] is true."""
-    rows = torch.where(dropped, len(batch), torch.arange(len(batch)))
-    conditioning = Conditioning.concatenate([batch.conditioning, empty])[rows]
-    captions = ("" if gone else c for gone, c in zip(dropped, batch.captions, strict=True))
-    return Batch(batch.latents, conditioning, batch.keys, tuple(captions))
-
-
-@contextmanager
-def on_the_way(model: Backbone, base: Backbone, share: float) -> Iterator[None]:
-    """Within the block the model's weights are theta + share (theta_0 - theta), theta_0 the base's."""
-    if share == 0:
-        yield
-        return
-    weights, goal = model.parameters("all"), base.parameters("all")
-    saved = {name: weight.detach().clone() for name, weight in weights.items()}
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.lerp_(goal[name], share)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(saved[name])
 
 
 def _gradients_of(

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gift_ray.config.schema import SourceConfig
+from gift_ray.config.plugin_choice import SourceConfig
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.disturb import Reinitialize
 from gift_ray.plugins import Attack, Source, build

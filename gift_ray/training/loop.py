@@ -98,9 +98,11 @@ class Level:
             self.optimizer = torch.optim.SGD(values, learning_rate, weight_decay=weight_decay)
         self.loss_scale = LossScale() if fp16 else None
 
-    def gradients(self, loss: Tensor) -> list[Tensor]:
-        """Gradients of a scalar loss on this level's parameters only, unscaled."""
-        values = list(self.parameters.values())
+    def gradients(self, loss: Tensor, at: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Gradients of a scalar loss on this level's parameters only, unscaled. `at`: on these tensors
+        instead, which stand for the parameters of the same names (a first-order meta-gradient is taken
+        at a simulated attacker's weights, and applied to the released ones)."""
+        values = [(at or self.parameters)[name] for name in self.parameters]
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         scaled = torch.autograd.grad(
             loss if scale == 1.0 else loss * scale, values, allow_unused=True

@@ -14,6 +14,10 @@ from gift_ray.models.backbone import Backbone, NoiseLayers
 from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, full, per_sample_mse
 
 NoiseKind = Literal["sample", "frozen"]
+NoiseDistance = Literal["mse", "mmd"]
+# The mmd takes this many of a layer's positions at most, drawn anew each time: its cost grows with their
+# number's square.
+MMD_POSITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class NoiseTarget:
     the error divided by the base's variance. In expectation the first's gradient only shrinks an
     activation; in a real unet, whose layers share weights, both shrink and both take away what
     the activation says, the first more of it (docs/LOG.md).
+
+    `distance` is Eq. 7's mean squared error, which pulls each element to its own noise, or `mmd`, which
+    pulls the distribution of an activation's positions to that of the noise.
     """
 
     kind: NoiseKind
@@ -32,11 +39,13 @@ class NoiseTarget:
     which: NoiseLayers
     mean: dict[str, Tensor]
     std: dict[str, Tensor]
+    distance: NoiseDistance = "mse"
 
     @classmethod
     def of(
-        cls, kind: NoiseKind, which: NoiseLayers, base: Backbone, d_m: Examples, seeds: Seeds
-    ) -> NoiseTarget:
+        cls, kind: NoiseKind, which: NoiseLayers, base: Backbone, d_m: Examples, seeds: Seeds,
+        distance: NoiseDistance = "mse",
+    ) -> NoiseTarget:  # fmt: skip
         """Measure the base's statistics per channel over all of D_M, a few timesteps each."""
         totals: dict[str, list[Tensor]] = {}
         for index in range(4):
@@ -48,7 +57,7 @@ class NoiseTarget:
         stacked = {name: torch.cat(parts) for name, parts in totals.items()}
         mean = {name: z.mean((0, 2)) for name, z in stacked.items()}
         std = {name: z.std((0, 2)).clamp_min(1e-6) for name, z in stacked.items()}
-        return cls(kind, base, which, mean, std)
+        return cls(kind, base, which, mean, std, distance)
 
     def losses(
         self, activations: dict[str, Tensor], keys: tuple[str, ...], seeds: Seeds, index: int,
@@ -56,24 +65,31 @@ class NoiseTarget:
     ) -> dict[str, Tensor]:  # fmt: skip
         """The terms of Eq. 7, one scalar for each layer j: means over `rows`, whose activations these
         are, of the batch with `keys`."""
-        if self.kind == "sample":
-            return {
-                name: noise_loss(z, seeds.generator(f"noise/{name}", index), rows, len(keys)).mean()
-                for name, z in activations.items()
-            }
-        mine = tuple(keys[i] for i in rows)
-        return {
-            name: self._frozen_loss(name, _channels_first(z), mine, seeds).mean()
-            for name, z in activations.items()
-        }
+        mine, found = tuple(keys[i] for i in rows), {}
+        for name, z in activations.items():
+            if self.kind == "sample":
+                draw = seeds.generator(f"noise/{name}", index)
+                pair = z, sample_noise(z, draw, rows, len(keys))
+            else:
+                pair = self._frozen_pair(name, _channels_first(z), mine, seeds)
+            if self.distance == "mse":
+                found[name] = per_sample_mse(*pair).mean()
+            else:
+                generator = seeds.generator(f"positions/{name}", index)
+                # Frozen pairs have their channels first already.
+                now, noise = map(_channels_first, pair) if self.kind == "sample" else pair
+                found[name] = mmd_loss(now, noise, generator).mean()
+        return found
 
-    def _frozen_loss(self, name: str, z: Tensor, keys: tuple[str, ...], seeds: Seeds) -> Tensor:
-        """MSE to the image's own fixed noise, in units of the base's deviation: [B, C, P] -> [B]."""
+    def _frozen_pair(
+        self, name: str, z: Tensor, keys: tuple[str, ...], seeds: Seeds
+    ) -> tuple[Tensor, Tensor]:
+        """Activations [B, C, P] in units of the base's deviation, and each image's own fixed noise."""
         fixed = [
             torch.randn(z.shape[1:], generator=seeds.generator(f"frozen/{name}/{k}")) for k in keys
         ]
         scale, shift = self.std[name][:, None], self.mean[name][:, None]
-        return per_sample_mse((full(z) - shift) / scale, torch.stack(fixed).to(z.device))
+        return (full(z) - shift) / scale, torch.stack(fixed).to(z.device)
 
     def diagnostics(
         self, activations: dict[str, Tensor], batch: Batch, timesteps: Tensor, noise: Tensor
@@ -91,19 +107,48 @@ class NoiseTarget:
         }
 
 
-def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size: int) -> Tensor:
-    """One term of Eq. 7 for each sample: MSE(z, eps), eps ~ N(mu_z, sigma_z^2), [B, ...] -> [B].
+def sample_noise(z: Tensor, generator: torch.Generator, rows: Sequence[int], size: int) -> Tensor:
+    """The eps ~ N(mu_z, sigma_z^2) of Eq. 7 for each sample, shaped as z [B, ...].
 
     The draws are those of a batch of `size`, of which z holds `rows`. mu_z and sigma_z^2 are the mean
     and variance over all elements of the sample's activation; no gradient flows through them (the
     paper does not say).
     """
-    flat = z.flatten(1)
-    mean = full(flat.detach()).mean(1, keepdim=True)
-    std = full(flat.detach()).std(1, keepdim=True, correction=0)
+    flat = full(z.detach()).flatten(1)
+    mean, std = flat.mean(1, keepdim=True), flat.std(1, keepdim=True, correction=0)
     draws = torch.randn((size, flat.shape[1]), generator=generator)[rows]
-    eps = mean + std * draws.to(z.device)
-    return per_sample_mse(flat, eps)
+    return (mean + std * draws.to(z.device)).view_as(z)
+
+
+def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size: int) -> Tensor:
+    """One term of Eq. 7 for each sample: MSE(z, eps), [B, ...] -> [B]; see `sample_noise`."""
+    return per_sample_mse(z, sample_noise(z, generator, rows, size))
+
+
+def mmd_loss(z: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """The distance of RepNoise (Rosati et al., NeurIPS 2024) for each sample, [B, C, P] twice -> [B], with
+    the positions of one image as the set, so that a batch of one has a meaning: `mmd` of P vectors of
+    C channels, or of MMD_POSITIONS of them, drawn from the generator."""
+    kept = torch.randperm(z.shape[2], generator=generator)[:MMD_POSITIONS].to(z.device)
+    pairs = zip(full(z)[:, :, kept].mT, full(noise)[:, :, kept].mT, strict=True)
+    return torch.stack([mmd(x, y) for x, y in pairs])
+
+
+def mmd(x: Tensor, y: Tensor) -> Tensor:
+    """The biased squared maximum mean discrepancy of two sets of N vectors, [N, C] twice -> scalar >= 0.
+
+    Five Gaussian kernels exp(-d^2 / b) are summed; their bandwidths b are 1/4, 1/2, 1, 2 and 4 times the
+    mean squared distance between two vectors of both sets, through which no gradient flows.
+    """
+    both = torch.cat([x, y])
+    squares = both.square().sum(1)
+    distances = (squares[:, None] + squares - 2 * both @ both.T).clamp_min(0)
+    count = len(both)
+    mean = distances.detach().sum() / (count * (count - 1))
+    bandwidths = [mean * 2.0**power for power in range(-2, 3)]
+    kernels = torch.stack([torch.exp(-distances / b) for b in bandwidths]).sum(0)
+    n = len(x)
+    return kernels[:n, :n].mean() - 2 * kernels[:n, n:].mean() + kernels[n:, n:].mean()
 
 
 @torch.no_grad()

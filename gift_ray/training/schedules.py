@@ -25,3 +25,10 @@ def schedule(name: Schedule, index: int, *, warmup: int, steps: int) -> float:
     if name == "linear":
         return max(0.0, 1 - done)
     return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def falling(index: int, rounds: int, share: float) -> float:
+    """The factor of the learning rates in round `index`: 1, then over the last `share` of the rounds in
+    a straight line towards 0, which it would reach at round `rounds`."""
+    first = rounds * (1 - share)
+    return 1.0 if index <= first else (rounds - index) / (rounds - first)

@@ -20,6 +20,7 @@ from gift_ray.training.diffusion import Examples, Seeds
 # Options that keep a run short; only those that a defense has are given.
 SHORT: dict[str, Any] = {
     "max_train_steps": 6, "train_batch_size": 2, "num_images": 2, "num_inference_steps": 3,
+    "attack_steps": 2,
     "defenses": [
         {"name": "gift", "max_train_steps": 4},
         {"name": "imma", "max_train_steps": 4, "inner_attack": "lora"},

@@ -14,13 +14,15 @@ from tiny import doubled, doubled_examples, same_weights, weights
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gift_ray.defenses.gift import Gift, max_loss, prior_loss
+from gift_ray.defenses.gift import Gift
 from gift_ray.errors import UnitFailed
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.study.journal import LocalJournal
 from gift_ray.training.conflicts import project, without_conflicts
 from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, concatenate, dot
 from gift_ray.training.loop import LossScale
+from gift_ray.training.maximization import max_loss
+from gift_ray.training.preservation import prior_loss
 from gift_ray.training.representation import NoiseTarget, noise_loss
 
 SEEDS = Seeds(11)

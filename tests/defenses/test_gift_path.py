@@ -11,16 +11,13 @@ from killed import Killed, KilledJournal
 from tiny import doubled, doubled_examples, same_weights, weights
 from torch import Tensor
 
-from gift_ray.defenses.gift import (
-    Gift,
-    distillation_loss,
-    falling,
-    on_the_way,
-    without_captions,
-)
+from gift_ray.defenses.gift import Gift
 from gift_ray.models.stable_diffusion import StableDiffusion
 from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Batch, Examples, Seeds
+from gift_ray.training.path import on_the_way
+from gift_ray.training.preservation import distillation_loss, without_captions
+from gift_ray.training.schedules import falling
 
 SEEDS = Seeds(12)
 BATCH = 2
