@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from tokenizers import Tokenizer
 
-@lru_cache(maxsize=4)
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+# The beginning and the end of the text are tokens too.
+SPECIAL = 2
 
 
 def lost_words(base: Path, prompt: str) -> str:
     """The end of a prompt that the first text encoder of a diffusers folder does not read; mostly empty."""
-    tokenizer = _tokenizer(base / "tokenizer")
-    words = tokenizer(prompt, add_special_tokens=False).input_ids
-    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return tokenizer.decode(words[room:]).strip()
+    folder = base / "tokenizer"
+    room = _most_tokens(folder) - SPECIAL
+    tokenizer = _tokenizer(folder)
+    words = tokenizer.encode(prompt, add_special_tokens=False).ids
+    return tokenizer.decode(words[room:]).replace("</w>", " ").strip()
+
+
+@lru_cache(maxsize=4)
+def _most_tokens(folder: Path) -> int:
+    """What the tokenizer says that the model reads; where it says nothing, 77, as CLIP."""
+    try:
+        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        said = {}
+    return int(said.get("model_max_length", 77))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path) -> Tokenizer:
+    if (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        # Older folders hold a vocabulary and merges, which transformers reads; its import takes seconds.
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
