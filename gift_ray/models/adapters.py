@@ -168,3 +168,31 @@ def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module
             f"{path}: {unused} of {len(tensors)} adapter tensors have no place in this {name}"
         )
     return adapted.requires_grad_(False)
+
+
+def require_same(adapted: nn.Module, read_back: nn.Module, *, origin: str) -> None:
+    """Compare an adapter with what was read of the file that it was written to.
+
+    Raises:
+        ModelError: tensors are missing, differ, or count with another weight.
+    """
+    own, theirs = (_matrices(each) for each in (adapted, read_back))
+    wrong = sorted(
+        name
+        for name in own.keys() | theirs.keys()
+        if name not in own or name not in theirs or not torch.allclose(own[name], theirs[name])
+    )
+    if wrong:
+        raise ModelError(
+            f"{origin}: {len(wrong)} of {len(own)} adapter layers are not read back as they were written, "
+            f"first {wrong[0]!r}; nothing was exported"
+        )
+
+
+def _matrices(denoiser: nn.Module) -> dict[str, Tensor]:
+    """What the adapter adds to the weight of each of its modules: scaling x B A."""
+    found = {}
+    for name, module in denoiser.named_modules():
+        for adapter in getattr(module, "active_adapters", ()) if hasattr(module, "lora_A") else ():
+            found[name] = module.get_delta_weight(adapter).detach().cpu()  # type: ignore[operator]
+    return found

@@ -5,12 +5,11 @@ the tensors that it changes and means something on its own base alone.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,13 +18,26 @@ from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import load_backbone
 from gift_ray.models.locate import folder_hash, locate
-from gift_ray.models.stable_diffusion import unet_of_single_file
+from gift_ray.models.parts import require_same_parts, require_same_schedule, require_same_weights
+from gift_ray.models.stable_diffusion import parts_of_single_file, unet_of_single_file
+from gift_ray.models.weights import require_plain
 from gift_ray.records.manifest import MANIFEST, verify
 from gift_ray.records.record import digest, file_hash
 
 # In a delta's metadata: the hash of the unet that it was taken from.
 BASE_HASH = "gift_ray.base_unet"
 SINGLE_FILE_PREFIX = "model.diffusion_model."
+# What else a single file holds: its VAE, its text encoders, an average of the weights that is not used.
+SINGLE_FILE_PREFIXES = (
+    SINGLE_FILE_PREFIX, "first_stage_model.", "cond_stage_model.", "conditioner.", "model_ema.",
+)  # fmt: skip
+# Its noise schedule, and empty tensors by which it says how it was trained.
+SINGLE_FILE_TENSORS = {
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+    "logvar", "denoiser.sigmas", "v_pred", "ztsnr",
+}  # fmt: skip
 
 
 def locate_checkpoint(name: str) -> Path:
@@ -53,17 +65,20 @@ def checkpoint_hash(name: str) -> str:
 
 
 def with_checkpoint(base: Backbone, name: str) -> Backbone:
-    """The base with a checkpoint's unet.
+    """The base with a checkpoint's denoiser.
 
     Raises:
-        ModelError: unknown, missing or misshapen tensors, by name; non-finite values; a delta that was
-            taken from another base; pickled code; a released folder that is not as its manifest says.
+        ModelError: unknown, missing or misshapen tensors, by name; values that are not finite, or not plain
+            floating-point numbers; a checkpoint whose other parts are not the base's; a delta that was
+            taken from another base, or changes nothing; pickled code; a released folder that is not as
+            its manifest says.
     """
     path = locate_checkpoint(name)
     if (path / MANIFEST).exists():
         verify(path)
     if path.is_dir():
         loaded = load_backbone(ModelConfig(pretrained_model_name_or_path=str(path)))
+        require_same_parts(base, loaded, origin=name)
         weights = loaded.weights()
     else:
         weights = _read(path, base)
@@ -89,39 +104,80 @@ def unet_hash(model: Backbone) -> str:
 
 
 def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
-    """All unet weights that a file stands for on this base."""
+    """All denoiser weights that a file stands for on this base."""
     tensors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    if not tensors:
+        raise ModelError(f"{path}: holds no tensor")
     if any(name.startswith(SINGLE_FILE_PREFIX) for name in tensors):
-        return unet_of_single_file(path, base)
+        return _read_single_file(path, tensors, metadata, base)
     if any("lora" in name for name in tensors):
         raise ModelError(f"{path}: holds a LoRA adapter, not a unet; fuse it into its base first")
+    require_plain(tensors, origin=str(path))
     if metadata.get(BASE_HASH, unet_hash(base)) != unet_hash(base):
         raise ModelError(f"{path}: this delta was taken from another base; give it its own base")
     prefix = f"{base.denoiser_name}."
-    delta = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    delta = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
     # A whole denoiser must be whole; what does not hold its first tensor is a delta.
     if next(iter(base.weights())) in delta:
         return delta
-    return {**base.weights(), **{name: t.float() for name, t in delta.items()}}
+    before = base.weights()
+    if all(n in before and torch.equal(t, before[n].cpu()) for n, t in delta.items()):
+        raise ModelError(
+            f"{path}: a delta whose {len(delta)} tensors are the base's own; nothing is changed"
+        )
+    return {**before, **delta}
+
+
+def _read_single_file(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], base: Backbone
+) -> dict[str, Tensor]:
+    """The denoiser of a single file, whose other parts must be the base's."""
+    unknown = sorted(
+        n
+        for n in tensors
+        if not n.startswith(SINGLE_FILE_PREFIXES) and n not in SINGLE_FILE_TENSORS
+    )
+    if unknown:
+        raise ModelError(f"{path}: {len(unknown)} unknown tensors, first {unknown[0]!r}")
+    require_plain(
+        {n: t for n, t in tensors.items() if n.startswith(SINGLE_FILE_PREFIXES)}, origin=str(path)
+    )
+    require_same_schedule(base, tensors, metadata, origin=str(path))
+    for part, (own, theirs) in parts_of_single_file(path, tensors, base).items():
+        require_same_weights(part, own, theirs, origin=str(path))
+    return unet_of_single_file(path, base)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
-    except SafetensorError as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not a readable safetensors file: {detail}") from error
 
 
 def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A pickled dict of tensors, read without running what else a pickle can hold."""
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path}: not a plain dict of tensors, and not trusted: {detail}"
+            f"{path}: not a plain dict of tensors, and not trusted ({type(error).__name__}): {detail}"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ModelError(f"{path}: must hold a dict of tensors by name")
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path}: holds a {type(content).__name__}, must hold a dict of tensors by name"
+        )
+    wrong = [
+        f"{name!r} ({type(value).__name__})"
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if wrong:
+        raise ModelError(
+            f"{path}: must hold a dict of tensors by name; not so: {', '.join(wrong[:3])}"
+            + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        )
     return {name: tensor.detach() for name, tensor in content.items()}, {}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gift_ray.errors import ModelError
 from gift_ray.models.builtin import BUNDLE
+from gift_ray.models.complete import load_complete
 from gift_ray.models.locate import device, snapshot
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,9 @@ def vision_encoder(role: str, name: str) -> VisionEncoder:
 def _load(kind: Any, folder: Path) -> Any:
     logger.info("Loading the encoder in %s.", folder)
     try:
-        model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        model = load_complete(kind, folder, origin=f"evaluation.encoders: {folder}")
+    except ModelError:
+        raise
     except Exception as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"evaluation.encoders: {folder} can't be loaded: {detail}") from error

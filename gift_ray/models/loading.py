@@ -12,9 +12,20 @@ import torch
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
+from gift_ray.models.complete import networks
 from gift_ray.models.locate import device
 
 FIELD = "model.pretrained_model_name_or_path"
+# Schedulers of diffusers that draw with the betas and the prediction type that a UNet was trained with: both
+# stand in their configuration.
+DDPM_SCHEDULERS = (
+    "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler",
+    "TCDScheduler",
+)  # fmt: skip
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # A tokenizer without a limit says a number beyond all sense.
 NO_LIMIT = 10**6
 
@@ -38,7 +49,7 @@ def require_text_to_image(folder: Path, tokenizers: Sequence[str], name: str) ->
 
     Raises:
         ModelError: a UNet that takes more than latents, a tokenizer without a length, or a model of the
-            noise whose schedule ends without any signal, from which it cannot draw.
+            noise whose schedule is not known, or ends without any signal, from which it cannot draw.
     """
     # Defaults are those of diffusers' classes.
     taken = read_json(folder, "unet/config.json").get("in_channels", 4)
@@ -57,11 +68,27 @@ def require_text_to_image(folder: Path, tokenizers: Sequence[str], name: str) ->
             )
     scheduler = read_json(folder, "scheduler/scheduler_config.json")
     kind = scheduler.get("prediction_type", "epsilon")
+    _require_known_schedule(scheduler, kind, name)
     if scheduler.get("rescale_betas_zero_snr") and kind == "epsilon":
         raise ModelError(
             f"{FIELD}: the scheduler of {name!r} ends in pure noise (zero terminal SNR), from which a model "
             "that predicts epsilon cannot draw; set prediction_type to v_prediction if it was trained "
             "so, or rescale_betas_zero_snr to false"
+        )
+
+
+def _require_known_schedule(scheduler: dict[str, Any], kind: Any, name: str) -> None:
+    """A schedule of another kind would be read as linear betas and epsilon, and trained so."""
+    given = scheduler.get("_class_name")
+    flow = [key for key in ("use_flow_sigmas", "use_dynamic_shifting") if scheduler.get(key)]
+    if given not in DDPM_SCHEDULERS or flow:
+        raise ModelError(
+            f"{FIELD}: the scheduler of {name!r} is a {' with '.join([str(given), *flow])}, whose noise "
+            f"schedule for training a UNet is not known; known: {', '.join(DDPM_SCHEDULERS)}"
+        )
+    if kind not in PREDICTION_TYPES:
+        raise ModelError(
+            f"{FIELD}: the prediction_type of {name!r} is {kind!r}; known: {', '.join(PREDICTION_TYPES)}"
         )
 
 
@@ -91,9 +118,17 @@ def load_pipeline(kind: Any, folder: Path, config: ModelConfig, **options: Any) 
     """
     name = config.pretrained_model_name_or_path
     try:
+        parts = networks(folder, options, variant=config.variant, origin=f"{FIELD}: {name!r}")
         pipeline = kind.from_pretrained(
-            folder, variant=config.variant, dtype=torch.float32, use_safetensors=True, **options
+            folder,
+            variant=config.variant,
+            dtype=torch.float32,
+            use_safetensors=True,
+            **options,
+            **parts,
         )
+    except ModelError:
+        raise
     except Exception as error:
         detail = " ".join(str(error).split())[:300]
         raise ModelError(
@@ -115,7 +150,15 @@ def noise_scheduler_of(pipeline: Any) -> Any:
 
 def resolution_of(pipeline: Any, config: ModelConfig) -> int:
     """Pixels of a square picture: the configured ones, or those the UNet was trained on."""
-    return config.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    if config.resolution:
+        return config.resolution
+    size = pipeline.unet.config.sample_size
+    if not isinstance(size, int):
+        raise ModelError(
+            f"model.resolution: the UNet's configuration has sample_size {size!r}, which is no one number; "
+            "set model.resolution to the pixels of a side"
+        )
+    return int(size * pipeline.vae_scale_factor)
 
 
 def frozen(module: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -209,3 +209,39 @@ def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:
                 f"{path}: not a single-file checkpoint of this base: {detail}"
             ) from error
     return dict(unet.float().state_dict())
+
+
+def parts_of_single_file(
+    path: Path, tensors: Mapping[str, Tensor], like: Backbone
+) -> dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+    """The VAE and the CLIP text encoder of a single file, where it has them: the base's weights and the
+    file's, under one set of names.
+
+    Raises:
+        ModelError: a part that is not of the base's kind.
+    """
+    from diffusers.loaders import single_file_utils as convert
+
+    found: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
+    try:
+        if any(name.startswith("first_stage_model.") for name in tensors):
+            vae = convert.convert_ldm_vae_checkpoint(dict(tensors), dict(like.vae.config))
+            found["vae"] = (like.vae.state_dict(), vae)
+        if any(name.startswith("cond_stage_model.transformer.") for name in tensors):
+            words: Any = like
+            own = {_in_text_model(n): t for n, t in words.text_encoder.state_dict().items()}
+            theirs = convert.convert_ldm_clip_checkpoint(dict(tensors))
+            theirs = {_in_text_model(n): t for n, t in theirs.items() if "position_ids" not in n}
+            found["text_encoder"] = (own, theirs)
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path}: its VAE or text encoder is not of the base's kind ({detail}), and only its denoiser "
+            "would be attacked; give the denoiser alone, or a diffusers folder"
+        ) from error
+    return found
+
+
+def _in_text_model(name: str) -> str:
+    """transformers calls the same tensor by its name with and without this prefix."""
+    return name.removeprefix("text_model.")

@@ -1,6 +1,7 @@
 """Writing a study's models for use elsewhere: a diffusers folder, a delta of the base, an attack's adapter.
 
-The weights of attacks are not kept, so an adapter is trained again from its step, to the same bits.
+The weights of attacks are not kept, so an adapter is trained again from its step, to the same bits, and must
+draw what the step drew. Every export is read back before it is handed over.
 """
 
 from __future__ import annotations
@@ -8,18 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from gift_ray.errors import ConfigError
+import numpy as np
+
+from gift_ray.config.schema import ModelConfig
+from gift_ray.data.examples import load_images
+from gift_ray.errors import ConfigError, ModelError
+from gift_ray.models.adapters import require_same as require_same_adapter
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.checkpoints import save_delta
-from gift_ray.models.families import base_model
+from gift_ray.models.checkpoints import save_delta, with_checkpoint
+from gift_ray.models.families import base_model, load_backbone
+from gift_ray.models.parts import require_same_parts
+from gift_ray.models.weights import require_equal
 from gift_ray.records.record import is_done
 from gift_ray.records.whole import written_whole
+from gift_ray.study.drawing import draw, repeated
 from gift_ray.study.execute import verified_inputs
 from gift_ray.study.journal import Journal
 from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.step import Step
 from gift_ray.study.steps.attack_model import AttackModel
 
+# Mean difference of two images, of 255: what rounding on other hardware of the same kind may change.
+MAX_DIFFERENCE = 2.0
 Format = Literal["diffusers", "delta", "lora", "kohya"]
 
 
@@ -54,25 +65,47 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
     _require_done(plan, arm.immunize, *(adapter.inputs.values() if adapter else ()))
     if path.exists():
         raise ConfigError(f"--to: {path} is there already; give another place")
+    if form in ("delta", "kohya") and path.suffix != ".safetensors":
+        raise ConfigError(f"--to: {path}: a {form} is one file; let its name end in .safetensors")
     base = base_model(plan.config.model)
-    if adapter:
-        model = attacked(plan, adapter)
-    else:
-        model = base.with_weights(_folder(plan, arm.immunize) / "unet.safetensors")
-    _write(base, model, form, path)
+    released = base.with_weights(_folder(plan, arm.immunize) / "unet.safetensors")
+    model = attacked(plan, adapter) if adapter else released
+    _write(base, released, model, form, path)
 
 
 def attacked(plan: Plan, step: AttackModel) -> Backbone:
-    """The model at the end of an attack step, trained again as the step trained it.
+    """The model at the end of an attack step, trained again as the step trained it, and seen to draw what
+    the step drew.
 
     Raises:
         ConfigError: the attack trains no adapter.
+        ModelError: it draws something else than the study recorded.
     """
     inputs = verified_inputs(step, plan.config.study_dir)
     *_, (_, model) = step.finetune(inputs, _Forgetful(every=1))
     if not model.has_adapter:
         raise ConfigError(f"--attack: {step.attack.name} trains no adapter; give lora")
+    folder = _folder(plan, step)
+    if is_done(folder):
+        _require_as_recorded(step, model, folder)
     return model
+
+
+def _require_as_recorded(step: AttackModel, model: Backbone, folder: Path) -> None:
+    """Compare what the model draws with the images of the step's last evaluation."""
+    last = sorted(folder.glob("step-*"))[-1]
+    recorded = load_images(last)
+    drawn = draw(model, repeated(step.prompts, step.evaluation), step.evaluation, step.seed)
+    differences = [
+        np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean()
+        for a, b in zip(recorded, drawn, strict=True)
+    ]
+    if max(differences) > MAX_DIFFERENCE:
+        raise ModelError(
+            f"{folder}: the adapter, trained again, draws other images than the study recorded (by "
+            f"{max(differences):.1f} of 255; at most {MAX_DIFFERENCE:g} is allowed): another device or other "
+            "versions of libraries; export it where the study ran"
+        )
 
 
 def _arm_against(plan: Plan, concept: str) -> Arm:
@@ -108,7 +141,8 @@ def _require_done(plan: Plan, *steps: Step) -> None:
         )
 
 
-def _write(base: Backbone, model: Backbone, form: Format, path: Path) -> None:
+def _write(base: Backbone, released: Backbone, model: Backbone, form: Format, path: Path) -> None:
+    """`model` is `released`, or `released` with an attack's adapter."""
     with written_whole(path) as private:
         write = {
             "diffusers": lambda: model.save_pretrained(private),
@@ -117,3 +151,14 @@ def _write(base: Backbone, model: Backbone, form: Format, path: Path) -> None:
             "kohya": lambda: model.save_lora_kohya(private),
         }
         write[form]()
+        # Read as others will read it, before it is handed over.
+        if form == "diffusers":
+            read = load_backbone(ModelConfig(pretrained_model_name_or_path=str(private)))
+            require_same_parts(model, read, origin=str(path))
+            require_equal(model.weights(), read.weights(), origin=str(path))
+        elif form == "delta":
+            read = with_checkpoint(base, str(private))
+            require_equal(model.weights(), read.weights(), origin=str(path))
+        else:
+            read = released.load_lora(private)
+            require_same_adapter(model.denoiser, read.denoiser, origin=str(path))

@@ -1,0 +1,93 @@
+"""Networks loaded whole. The libraries give a tensor that a file lacks random values, other ones in each
+process, leave out what has no place, and only warn; here it is refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from gift_ray.errors import ModelError
+
+# Heads that nothing here reads: an encoder may have one that its file lacks, or the reverse.
+HEADS = ("pooler.", "classifier.")
+# How safetensors calls what a weight may be, and whole numbers, which positions are.
+TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
+
+
+def load_complete(
+    kind: Any, folder: Path, *, origin: str, subfolder: str = "", **options: Any
+) -> nn.Module:
+    """A network of a diffusers or transformers class, in fp32, safetensors only.
+
+    Args:
+        origin: names the network in messages.
+        options: of `from_pretrained`.
+
+    Raises:
+        ModelError: tensors are missing, unknown, misshapen, not finite, or quantized.
+    """
+    for file in sorted((folder / subfolder).glob("*.safetensors")):
+        _require_types(file, origin)
+    module, info = kind.from_pretrained(
+        folder, subfolder=subfolder, dtype=torch.float32, use_safetensors=True,
+        output_loading_info=True, **options,
+    )  # fmt: skip
+    for what in ("missing", "unexpected", "mismatched"):
+        found = [n if isinstance(n, str) else n[0] for n in info.get(f"{what}_keys") or ()]
+        names = sorted(name for name in found if not name.startswith(HEADS))
+        if names:
+            raise ModelError(
+                f"{origin}: {len(names)} {what} tensors, first {names[0]!r}; get its files anew"
+            )
+    network: nn.Module = module
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(f"{origin}: {name!r} holds NaN or infinity; get its files anew")
+    return network
+
+
+def networks(
+    folder: Path, given: Mapping[str, Any], *, variant: str | None, origin: str
+) -> dict[str, nn.Module]:
+    """All networks of a diffusers folder by the names of its model_index.json, but those that are `given`.
+
+    Raises:
+        ModelError: as `load_complete`.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    found = {}
+    for part, entry in index.items():
+        if (
+            part in given
+            or not isinstance(entry, list)
+            or entry[0] not in ("diffusers", "transformers")
+        ):
+            continue
+        kind = getattr(importlib.import_module(entry[0]), entry[1], None)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            found[part] = load_complete(
+                kind, folder, origin=f"{origin}: {part}", subfolder=part, variant=variant
+            )
+    return found
+
+
+def _require_types(file: Path, origin: str) -> None:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}
+    except Exception as error:
+        raise ModelError(
+            f"{origin}: {file.name} is not a readable safetensors file: {error}"
+        ) from error
+    wrong = sorted(name for name, kind in types.items() if kind not in TYPES)
+    if wrong:
+        raise ModelError(
+            f"{origin}: {wrong[0]!r} holds {types[wrong[0]]}; give weights as float32, float16 or bfloat16"
+        )
