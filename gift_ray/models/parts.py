@@ -103,10 +103,13 @@ def _part(own: Any, theirs: Any) -> str:
     return _schedule(own, theirs) if hasattr(own, "config") else ""
 
 
-def _module(own: nn.Module, theirs: nn.Module) -> str:
-    return _weights(own.state_dict(), theirs.state_dict()) or ", ".join(
-        key for key in _config(own, theirs) if key in {"scaling_factor", "shift_factor"}
-    )
+def _module(own: Any, theirs: Any) -> str:
+    other = [
+        name
+        for name in ("scaling_factor", "shift_factor")
+        if getattr(own.config, name, None) != getattr(theirs.config, name, None)
+    ]
+    return _weights(own.state_dict(), theirs.state_dict()) or ", ".join(other)
 
 
 def _weights(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:

@@ -74,8 +74,7 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
 
 
 def attacked(plan: Plan, step: AttackModel) -> Backbone:
-    """The model at the end of an attack step, trained again as the step trained it, and seen to draw what
-    the step drew.
+    """The model at the end of an attack step, trained again and seen to draw what the step drew.
 
     Raises:
         ConfigError: the attack trains no adapter.
