@@ -141,7 +141,7 @@ CASES = [
     Case("a base with PNDMScheduler", scheduled(scheduler("PNDMScheduler")),
          outcome="trained with the betas of its configuration"),
     Case("a base of a prediction type that is not known",
-         settings("scheduler/scheduler_config.json", prediction_type="velocity"), says="prediction_type is"),
+         settings("scheduler/scheduler_config.json", prediction_type="velocity"), says="the prediction_type of"),
     Case("a base without sample_size", settings("unet/config.json", sample_size=None),
          says="set model.resolution"),
     Case("a base without sample_size, model.resolution given",
