@@ -156,5 +156,6 @@ def test_the_registry_is_told_where_a_model_comes_from(layout: Plan, card: Score
     tags = registry_tags(layout, arm, card)
     assert tags["base"] == "tiny"
     assert len(tags["base_hash"]) == 64
-    assert arm.immunize.inputs["prior"].fingerprint[:16] in tags["data"]
+    # What does not train reads no data.
+    assert tags["data"] == "{}"
     assert tags["worst_retention"] == "0.9000"

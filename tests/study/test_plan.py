@@ -548,7 +548,7 @@ def test_the_defender_and_the_attacker_never_share_an_image(finished: tuple[Plan
 def test_training_leaves_its_log(finished: tuple[Plan, Path]) -> None:
     layout, study_dir = finished
     log = pd.read_parquet(layout.defended[0].immunize.folder(study_dir) / "training.parquet")
-    assert list(log["step"]) == [0, 1]
+    assert list(log["step"]) == [1, 2]
     assert {"L_prior", "L_max", "L_noise", "cosine", "std_ratio", "correlation"} <= set(log.columns)
 
 
