@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.data.duplicates import copies, thumbnail
-from gift_ray.models.stable_diffusion import base_model
+from gift_ray.models.families import base_model
 from gift_ray.sources.openmoji import _names, _raster
 from gift_ray.training.diffusion import Seeds
 
@@ -80,10 +80,10 @@ CHANGES: dict[str, Change] = {
 def main() -> None:
     rng = np.random.default_rng(0)
     names = _names()
-    chosen = sorted(rng.choice(list(names), 200, replace=False))
+    chosen = sorted(rng.choice(list(names), 100, replace=False))
     drawings = [_raster(names[name]) for name in chosen]
 
-    print("copies that are found (50 drawings, 2 photographs):")
+    print("copies that are found (25 drawings, 2 photographs):")
     originals = [*drawings[::4], *map(Image.fromarray, load_sample_images().images)]
     for what, change in CHANGES.items():
         found = [bool(copies([thumbnail(o)], [thumbnail(change(o, rng))])) for o in originals]
@@ -92,10 +92,10 @@ def main() -> None:
     print("different drawings that are called copies:")
     report("at random", chosen, drawings)
     for family in FAMILIES:
-        group = [name for name in names if re.search(rf"\b({family})\b", name)][:40]
+        group = [name for name in names if re.search(rf"\b({family})\b", name)][:20]
         report(family, group, [_raster(names[name]) for name in group])
     drawn = base_model(ModelConfig()).generate(
-        ["an emoji of a cat"] * 20, seeds=Seeds(0), num_inference_steps=10, guidance_scale=7.5,
+        ["an emoji of a cat"] * 12, seeds=Seeds(0), num_inference_steps=10, guidance_scale=7.5,
         batch_size=20,
     )  # fmt: skip
     report("one prompt, by the base", [str(i) for i in range(len(drawn))], drawn)

@@ -6,7 +6,11 @@ mirror image. Pairs that correlate are then registered, and compared block by bl
 everywhere, while two drawings that merely look alike differ a lot in at least one place. (Perceptual hashes
 of whole images do neither: mirrored copies differ in half of their bits, and clock faces in none.)
 
-Measured by `benchmarks/duplicates.py` (its output lies beside it): RATES
+Measured by `benchmarks/duplicates.py` (its output lies beside it) on OpenMoji: all copies are found, down to
+85 % of each side, but for 24 % of those whose saturation changed by 30 % and 4 % of those whose brightness
+changed by 20 %. Of 4,950 pairs of drawings at random none is called a copy. In families of near-identical
+drawings 13 of 1,067 pairs are: eleven of mirror images (clock faces, moons), the two hearts BLACK HEART SUIT
+and HEAVY BLACK HEART, and the new moons with and without a face.
 """
 
 from __future__ import annotations
