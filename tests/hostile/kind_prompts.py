@@ -36,7 +36,7 @@ CASES = [
          changed("sweep", evaluation__metrics=[{"name": n} for n in ("clip_text", "clip_image", "kid")],
                  scoring__judges=["kid"],
                  evaluation__safe_prompts=["a house", LONG + LONG + "house"]),
-         says="search: is missing", mistakes=3),
+         says="search: is missing", mistakes=4),
     Case("a missing model, a missing encoder and a search that is not possible",
          changed("sweep", model__pretrained_model_name_or_path="./no-model",
                  evaluation__encoders={"clip": "./no-clip"},
