@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,10 +30,13 @@ def joined() -> Iterator[None]:
 
     from gift_ray.cluster import ENVIRONMENT
 
+    # Workers import the kind of step that is defined beside the tests.
+    tests = str(Path(__file__).parents[1])
+    places = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
     with start_cluster(num_cpus=2) as started:
         ray.init(
             address=started.address, log_to_driver=False, logging_level="error",
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={"env_vars": ENVIRONMENT | {"PYTHONPATH": places}},
         )  # fmt: skip
         yield
         ray.shutdown()
