@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.records.record import is_done, read_record
 from gift_ray.study import executor as seam
-from gift_ray.study.executor import Executor, run_in_order
+from gift_ray.study.executor import Event, Executor, run_in_order
 from gift_ray.study.inline import InlineExecutor
 from gift_ray.study.step import Step
 
@@ -70,6 +71,14 @@ def noted(tmp_path: Path) -> list[str]:
     return (tmp_path / "notes").read_text().split()
 
 
+def events_of(executor: Executor, count: int) -> list[Event]:
+    """The first `count` events; on a cluster they may arrive late."""
+    deadline = time.monotonic() + 120
+    while len(found := executor.events(0)) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
 def total(step: Step, tmp_path: Path) -> int:
     return int(read_record(step.folder(tmp_path / "study")).result["total"])
 
@@ -85,7 +94,7 @@ def test_each_step_is_done_once_and_after_what_it_reads(
     assert sorted(noted(tmp_path)) == ["first", "last", "left", "right"]
     assert [told[0].label, told[-1].label] == ["first", "last"]
     assert total(last, tmp_path) == 4 + (2 + 1) + (3 + 1)
-    states = [(event.state, event.label) for event in executor.events(0)]
+    states = [(event.state, event.label) for event in events_of(executor, 8)]
     assert sorted(states) == sorted(
         (state, step.label) for step in (first, left, right, last) for state in ("started", "done")
     )
@@ -94,7 +103,7 @@ def test_each_step_is_done_once_and_after_what_it_reads(
     again = opened()
     again.run([last])
     assert len(noted(tmp_path)) == 4
-    assert {event.state for event in again.events(0)} == {"started", "reused"}
+    assert {event.state for event in events_of(again, 8)} == {"started", "reused"}
 
 
 def test_a_failure_of_its_own_ends_the_run_and_leaves_nothing(
@@ -105,7 +114,9 @@ def test_a_failure_of_its_own_ends_the_run_and_leaves_nothing(
     with pytest.raises(UnitFailed, match="failing: not finite"):
         executor.run([count("after", failing)])
     assert noted(tmp_path) == ["failing"], "it is not retried"
-    assert [e.detail for e in executor.events(0) if e.state == "failed"] == ["failing: not finite"]
+    assert [e.detail for e in events_of(executor, 2) if e.state == "failed"] == [
+        "failing: not finite"
+    ]
     assert list((tmp_path / "study" / "steps").iterdir()) == []
 
 
