@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # uv installs in seconds; wheels that pip knows of are known to it too.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+# Where Python is told to keep no bytecode, every Ray worker would compile torch and Ray anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check docs chaos lock lowest chromium clean
 
