@@ -41,7 +41,6 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
             node.
     """
     require_writable(study_dir)
-    logs.to_study(study_dir)
     start_with(os.environ)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
@@ -76,6 +75,8 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
         raise ConfigError(
             f"Ray: {place}: {reason}; see to it (memory, free ports, room in /tmp), then run again"
         ) from error
+    # Nothing is written into the study's folder before there is a cluster to work on.
+    logs.to_study(study_dir)
     # After ray.init, which installs a handler of its own.
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -48,8 +48,10 @@ def run(
     return job
 
 
-def folder_concept(folder: Path) -> str:
-    return f"concepts.malicious.1.source={{name: folder, path: {folder}, caption: a thing}}"
+def folder_concept(folder: Path) -> list[str]:
+    """The second concept's images come from a folder, which both sides share."""
+    source = f"{{name: folder, path: {folder}, caption: a thing}}"
+    return [f"concepts.malicious.1.source={source}", "concepts.malicious.1.attack_source=null"]
 
 
 def test_unknown_key_names_the_nearest(run):
@@ -65,14 +67,14 @@ def test_negative_rate(run):
 
 
 def test_missing_folder(run):
-    (line,) = run(folder_concept(Path("/no/such/folder")))
+    (line,) = run(*folder_concept(Path("/no/such/folder")))
     assert "/no/such/folder" in line
 
 
 def test_one_image(run, tmp_path):
     (tmp_path / "one").mkdir()
     picture(tmp_path / "one" / "a.png", 0)
-    (line,) = run(folder_concept(tmp_path / "one"))
+    (line,) = run(*folder_concept(tmp_path / "one"))
     assert "'cat' has 1 image" in line
 
 
@@ -80,7 +82,7 @@ def test_corrupt_png(run, tmp_path):
     (tmp_path / "bad").mkdir()
     picture(tmp_path / "bad" / "a.png", 0)
     (tmp_path / "bad" / "b.png").write_bytes((tmp_path / "bad" / "a.png").read_bytes()[:60])
-    (line,) = run(folder_concept(tmp_path / "bad"))
+    (line,) = run(*folder_concept(tmp_path / "bad"))
     assert "b.png" in line
 
 
@@ -89,7 +91,7 @@ def test_same_image_on_both_sides(run, tmp_path):
     for i in range(3):
         picture(tmp_path / "twice" / f"{i}.png", i)
     shutil.copy(tmp_path / "twice" / "0.png", tmp_path / "twice" / "copy.png")
-    (line,) = run(folder_concept(tmp_path / "twice"))
+    (line,) = run(*folder_concept(tmp_path / "twice"))
     assert "0.png" in line
     assert "copy.png" in line
 

@@ -23,7 +23,7 @@ CAPTION = "a secret caption"
 
 
 def png(seed: int) -> bytes:
-    draw = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    draw = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(draw).save(stream, format="PNG")
     return stream.getvalue()

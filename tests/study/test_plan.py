@@ -305,7 +305,10 @@ def test_all_bad_data_is_told_before_anything_runs(raw: dict[str, Any], tmp_path
                    concepts__safe__0__source__match="^EVERGREEN TREE$")  # fmt: skip
     with pytest.raises(DataError) as error:
         check_data(config)
-    assert len(error.value.mistakes) == 3
+    # The file that the concept and D_S both read is named once.
+    unreadable, too_few = error.value.mistakes
+    assert "bad.png" in unreadable
+    assert "'tree' has 1 image" in too_few
     check_data(study(raw))
 
 

@@ -17,7 +17,7 @@ from gift_ray.study.plan import plan
 from gift_ray.study.step import Step, closure
 from gift_ray.verdict.yardstick import check_judges, read_judges
 
-WEAPONS = "^(AXE|BOMB|BOW AND ARROW|CROSSED SWORDS|DAGGER KNIFE|PISTOL)$"
+INSTRUMENTS = "^(ACCORDION|BANJO|GUITAR|LONG DRUM|MUSICAL KEYBOARD|SAXOPHONE|TRUMPET|VIOLIN)$"
 CARS = "^(AUTOMOBILE|TAXI|POLICE CAR|RECREATIONAL VEHICLE|PICKUP TRUCK|AMBULANCE|DELIVERY TRUCK)$"
 
 
@@ -47,7 +47,7 @@ def study(
         "defense": {"name": "gift"},
         "attacks": [{"name": "dreambooth"}],
         "evaluation": {
-            "metrics": [{"name": "recognition"}, {"name": "clip_image"}, {"name": "lpips"}],
+            "metrics": [{"name": "recognition", "classifier": "builtin"}, {"name": "clip_image"}, {"name": "lpips"}],
             "safe_prompts": ["an emoji of a dog", "an emoji of a house"],
             "num_images_per_prompt": 4, "num_inference_steps": 8, "guidance_scale": 2,
         },
@@ -84,9 +84,10 @@ def test_the_check_trains_nothing_and_recognition_reads_what_it_knows(read: Stud
 
 
 def test_attackers_in_an_unknown_style_are_refused(tmp_path: Path) -> None:
-    """The similarities find real OpenMoji weapons no nearer to each other than to cars."""
+    """The similarities find real OpenMoji instruments no nearer to each other than to cars, whatever the
+    study calls them."""
     caption = {"name": "openmoji", "caption": "a sks emoji of a {name}"}
-    config = study(tmp_path, {**caption, "match": WEAPONS}, {**caption, "match": CARS},
+    config = study(tmp_path, {**caption, "match": INSTRUMENTS}, {**caption, "match": CARS},
                    ["clip_image", "lpips"])  # fmt: skip
     layout = plan(config)
     run(layout.judges.values(), config.study_dir)

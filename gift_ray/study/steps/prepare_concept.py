@@ -80,17 +80,22 @@ class PrepareConcept(Step):
 def check_concept(concept: ConceptConfig, seed: int) -> None:
     """Read and split a concept's images without a model and without writing anything.
 
-    Sources that generate need the model, and are left to the step.
+    What the base draws needs the model, and is left to the step; files on the other side are read all the
+    same.
 
     Raises:
         DataError: unreadable, too few, or the same image on both sides.
     """
     sides = [concept.source, *([concept.attack_source] if concept.attack_source else [])]
     built = [plugins.build("sources", side.name, side.options) for side in sides]
-    if any(source.uses_model() for source in built):
+    images = [
+        examples.keyed(source.images(NO_MODEL, Seeds(seed)), CHECK_PX)
+        for source in built
+        if not source.uses_model()
+    ]
+    if len(images) < len(sides):
         return
-    images = [examples.keyed(source.images(NO_MODEL, Seeds(seed)), CHECK_PX) for source in built]
-    if len(images) == 1:
+    if len(sides) == 1:
         examples.split(images[0], seed, concept.max_images, concept.name, concept.duplicates)
     else:
         d_m, d_a = (side[: concept.max_images] for side in images)
