@@ -23,8 +23,8 @@ CARS = "^(AUTOMOBILE|TAXI|POLICE CAR|RECREATIONAL VEHICLE|PICKUP TRUCK|AMBULANCE
 
 def drawn(*nouns: str, images: int = 8) -> dict[str, Any]:
     return {
-        "name": "generated", "num_images": images, "num_inference_steps": 12, "guidance_scale": 2,
-        "prompts": [f"an emoji of a {noun}" for noun in nouns],
+        "name": "generated", "num_images": images, "num_inference_steps": 25, "guidance_scale": 2,
+        "prompts": [f"a noto style emoji of a {noun}" for noun in nouns],
     }  # fmt: skip
 
 
