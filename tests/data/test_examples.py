@@ -253,7 +253,7 @@ def test_the_split_is_disjoint_and_follows_content_and_seed_alone(
 
 
 @pytest.mark.parametrize(
-    "match", ["CAT", "^CAT( FACE)?$", "DOG FACE|WOLF|FOX", "HEART", "FLOWER|BLOSSOM|TULIP|ROSE",
+    "match", ["CAT", "^CAT( FACE)?$", "DOG FACE|WOLF|FOX", "HEART$", "FLOWER|BLOSSOM|TULIP|ROSE",
               "PISTOL|KNIFE|DAGGER|SWORD|BOMB", "CAR|BUS|TRUCK|TAXI", "FISH|WHALE|SHARK", "TREE"],
 )  # fmt: skip
 def test_drawings_that_people_can_tell_apart_are_not_called_copies(match: str) -> None:
