@@ -47,7 +47,8 @@ def study(
         "defense": {"name": "gift"},
         "attacks": [{"name": "dreambooth"}],
         "evaluation": {
-            "metrics": [{"name": "recognition", "classifier": "builtin"}, {"name": "clip_image"}, {"name": "lpips"}],
+            "metrics": [{"name": "recognition", "classifier": "builtin"},
+                        {"name": "clip_image"}, {"name": "lpips"}],
             "safe_prompts": ["an emoji of a dog", "an emoji of a house"],
             "num_images_per_prompt": 4, "num_inference_steps": 8, "guidance_scale": 2,
         },
