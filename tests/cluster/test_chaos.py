@@ -57,9 +57,8 @@ def test_killed_study_leaves_what_an_undisturbed_one_leaves(kills, seeds, tiny_c
     plans = comparison.layouts(load_study(config, []))
     for step in plans["undefended"].steps():
         execute(step, tmp_path / "undisturbed")
-    plans = comparison.without(
-        plans, comparison.set_aside(plans["undefended"], tmp_path / "undisturbed")
-    )
+    yardstick = Yardstick.of(plans["undefended"], tmp_path / "undisturbed")
+    plans = comparison.without(plans, comparison.set_aside(yardstick))
     steps = closure([step for layout in plans.values() for step in layout.steps()])
     for step in steps:
         execute(step, tmp_path / "undisturbed")
