@@ -39,6 +39,12 @@ def main(arguments: argparse.Namespace) -> int:
         say(f"not finished: {len(rows)} trials have ended; the same command continues")
         return console.OK
     console.console.print(console.table("verdicts", [verdict(m) for m in summary["chosen"]]))
+    # On lines of their own, since a table would break what is to be copied.
+    for model in summary["chosen"]:
+        if model["registered"]:
+            say(f"registered   {model['registered']['uri']}")
+        if model.get("folder"):
+            say(f"model        {model['folder']}")
     say(f"report       {folder / 'report.html'}")
     return console.OK
 
@@ -46,15 +52,13 @@ def main(arguments: argparse.Namespace) -> int:
 def verdict(model: dict[str, Any]) -> dict[str, str]:
     """One released model in a row: the score that the gate read, and the outcome."""
     score, bias = model.get("confirmed") or model, model.get("selection_bias") or {}
-    registered = model["registered"]
     return {
         "model": model["malicious"],
         "trial": model.get("trial_id", ""),
         **{name: f"{score[name]:.3f}" if name in score else "" for name in console.VERDICT},
         "verdict": "; ".join(in_bounds(*pair) for pair in model.get("concepts", {}).items()),
         "search was off by": f"{bias['objective']:+.3f}" if bias else "",
-        "outcome": registered["uri"] if registered else f"refused: {model['refused']}",
-        "folder": model.get("folder", ""),
+        "outcome": "registered" if model["registered"] else f"refused: {model['refused']}",
     }
 
 

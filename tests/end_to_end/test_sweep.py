@@ -79,7 +79,7 @@ class TestSweep:
         assert len(summary["trials"]) == 2
         assert set(summary["undefended"]) == {f"{c}/dreambooth/0" for c in ("cat", "weapon", "car")}
         (model,) = summary["chosen"]
-        searched = {"defense.alpha_inner", "defense.alpha_outer", "defense.beta"}
+        searched = {"defense.alpha_inner", "defense.alpha_outer", "defense.path"}
         assert set(model["values"]) == searched
         assert model["registered"]["name"] == "gift-ray-demo"
         assert model["registered"]["version"] == "1"
@@ -136,12 +136,12 @@ class TestSweep:
         assert len(children) == 2
         assert {r.info.status for r in runs} == {"FINISHED"}
         for child in children:
-            curve = client.get_metric_history(child.info.run_id, "dreambooth/cat/dino")
+            curve = client.get_metric_history(child.info.run_id, "dreambooth/cat/clip_image")
             assert min(p.step for p in curve) == 0
             assert len(curve) == 3
-            assert "defense.beta" in child.data.params
+            assert "defense.path" in child.data.params
             assert len(client.list_artifacts(child.info.run_id, "images")) > 0
-        assert client.get_metric_history(parent.info.run_id, "dreambooth/cat/dino")
+        assert client.get_metric_history(parent.info.run_id, "dreambooth/cat/clip_image")
 
     def test_registered_model_loads_in_plain_diffusers_and_draws(self, finished):
         study, _ = finished
