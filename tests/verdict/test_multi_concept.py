@@ -156,6 +156,9 @@ def test_the_job_says_what_each_way_is_worth_and_leaves_its_models(
 ) -> None:
     """jobs/immunize.py on a real Ray; the units are done, and it must find them done."""
     plans, study_dir = finished
+    # The model before the addition has judges of its own.
+    before = plan(before_added(plans["added"].config)).steps()
+    run([step for step in before if not step.folder(study_dir).exists()], study_dir)
     for name, flags in (("per_concept", ["--matrix"]), ("added", [])):
         layout = plans[name]
         mode = layout.config.concepts.mode
