@@ -173,12 +173,13 @@ def test_trials_share_a_gpu_by_fraction_and_none_waits_for_ever(
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_config, tmp_path):
-    for needed in immunize_step(study(tiny_config)).inputs.values():
-        with full_disk():
-            failed = attempt(needed, Storage(tmp_path))
-        assert isinstance(failed, ClusterFailed)
-        assert "storage is full" in str(failed)
-        assert list((tmp_path / "steps").iterdir()) == []
+    # D_S is larger than what this disk holds; the concept's two images are not.
+    needed = immunize_step(study(tiny_config)).inputs["prior"]
+    with full_disk():
+        failed = attempt(needed, Storage(tmp_path))
+    assert isinstance(failed, ClusterFailed)
+    assert "storage is full" in str(failed)
+    assert list((tmp_path / "steps").iterdir()) == []
 
 
 def test_two_workers_train_what_one_does(cluster, tiny_config, tmp_path):
