@@ -90,7 +90,7 @@ def _register(
         made = _log_and_register(tracker, name, folder, manifest, {**tags, **marks})
     version = str(_only_version(client, name, manifest).version)
     if version == made:
-        client.set_registered_model_alias(name, "candidate", version)
+        _set_alias(client, name, "candidate", version)
     if version not in settled:
         _promote(client, name, protocol, settled)
         client.set_model_version_tag(name, version, SETTLED, "true")
@@ -166,7 +166,18 @@ def _promote(client: MlflowClient, name: str, protocol: str, settled: set[str]) 
         best = max(rivals, key=lambda v: (float(v.tags[OBJECTIVE]), -int(v.version)))
         if champion is not None and not _beats(best, champion):
             return
-        client.set_registered_model_alias(name, "champion", best.version)
+        _set_alias(client, name, "champion", best.version)
+
+
+def _set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Point an alias to a version. Where two drivers make the same alias at once, MLflow's database refuses
+    the second one's row; the alias is there then, and the second try moves it."""
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        if "UNIQUE" not in str(error).upper():
+            raise
+        client.set_registered_model_alias(name, alias, version)
 
 
 def _beats(version: ModelVersion, champion: ModelVersion) -> bool:
