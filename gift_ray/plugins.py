@@ -52,7 +52,9 @@ class SourceImage:
 
 
 class Source(Plugin):
-    """Where images come from."""
+    """Where images come from. `sensitive`: no message may hold a caption of it."""
+
+    sensitive: ClassVar[bool] = False
 
     @abstractmethod
     def images(self, model: Backbone, seeds: Seeds) -> list[SourceImage]:

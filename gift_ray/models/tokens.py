@@ -12,13 +12,18 @@ from tokenizers import Tokenizer
 SPECIAL = 2
 
 
-def lost_words(base: Path, prompt: str) -> str:
-    """The end of a prompt that the first text encoder of a diffusers folder does not read; mostly empty."""
+def read_and_lost(base: Path, text: str) -> tuple[str, str]:
+    """A text in two parts: what the first text encoder of a diffusers folder reads of it, and the end that
+    it does not read, which is mostly empty."""
     folder = base / "tokenizer"
+    if not folder.is_dir():
+        return text, ""
     room = _most_tokens(folder) - SPECIAL
-    tokenizer = _tokenizer(folder)
-    words = tokenizer.encode(prompt, add_special_tokens=False).ids
-    return tokenizer.decode(words[room:]).replace("</w>", " ").strip()
+    places = _tokenizer(folder).encode(text, add_special_tokens=False).offsets
+    if len(places) <= room:
+        return text, ""
+    start, _ = places[room]
+    return text[:start].strip(), text[start:].strip()
 
 
 @lru_cache(maxsize=4)

@@ -38,6 +38,7 @@ class Hub(Source):
     """
 
     version: ClassVar[int] = 1
+    sensitive: ClassVar[bool] = True
 
     dataset_name: str = Field(
         min_length=1, description="hub id, local folder or file, URL of a tar"

@@ -11,14 +11,14 @@ from typing import Any
 
 from gift_ray import plugins
 from gift_ray.config.dotted_paths import settings, value_at
+from gift_ray.config.plugin_choice import SourceConfig
 from gift_ray.config.read_config import load_config, with_values
-from gift_ray.config.schema import StudyConfig
+from gift_ray.config.schema import ConceptConfig, StudyConfig
 from gift_ray.config.search_space import Range
 from gift_ray.errors import ConfigError, GiftError
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.families import check_base
 from gift_ray.models.locate import locate
-from gift_ray.models.tokens import lost_words
 from gift_ray.records.trials import earlier_trials
 from gift_ray.study.battery import with_battery
 from gift_ray.study.expand import each_concept
@@ -26,8 +26,8 @@ from gift_ray.study.immunization import of_steps
 from gift_ray.study.judging import check_judging
 from gift_ray.study.measuring import is_published
 from gift_ray.study.protocol import protocol_id
-from gift_ray.study.steps.prepare_concept import check_concept
-from gift_ray.study.steps.prepare_prior import check_prior
+from gift_ray.study.steps.prepare_concept import check_concept, check_source
+from gift_ray.study.words import check_captions, check_prompts
 
 
 def load_study(path: str | Path, overrides: list[str], *, searched: bool = False) -> StudyConfig:
@@ -46,7 +46,7 @@ def load_study(path: str | Path, overrides: list[str], *, searched: bool = False
         partial(_check_steps, config),
         partial(check_judging, config),
         partial(check_base, config.model),
-        partial(_check_prompts, config),
+        partial(check_prompts, config),
         *(
             partial(locate_encoder, role, name)
             for role, name in config.evaluation.encoders.model_dump().items()
@@ -78,19 +78,49 @@ def require_all(*checks: Callable[[], object]) -> None:
 def check_data(config: StudyConfig) -> None:
     """Read every image that needs no model, so that bad data is found before any worker starts.
 
-    Files beside the images that are not used are reported as a warning.
-
+    Files beside the images that are not used, and captions that the model does not read to their end, are
+    reported as warnings.
 
     Raises:
-        DataError: the mistakes of all concepts and of D_S.
+        DataError: the mistakes of all concepts, of D_S and of the benign images that attackers bring.
     """
     concepts = (*config.concepts.malicious, *config.concepts.safe)
     require_all(
-        *(partial(check_concept, concept, config.seed) for concept in concepts),
-        partial(check_prior, config.prior, config.seed),
+        *(partial(_check_concept, config, concept) for concept in concepts),
+        partial(_check_prior, config),
+        *(partial(check_source, source, config.seed) for source in _benign_sources(config)),
     )
     for line in dict.fromkeys(_leftovers(config)):
         logging.getLogger(__name__).warning(line)
+
+
+def _check_concept(config: StudyConfig, concept: ConceptConfig) -> None:
+    captions = check_concept(concept, config.seed)
+    sources = [side for side in (concept.source, concept.attack_source) if side]
+    check_captions(
+        locate(config.model), f"concepts: {concept.name!r}", captions,
+        (concept.name, *concept.recognized_as),
+        sensitive=concept.kind == "unsafe" or any(map(_is_sensitive, sources)),
+    )  # fmt: skip
+
+
+def _check_prior(config: StudyConfig) -> None:
+    source = config.prior.source
+    captions = check_source(source, config.seed)
+    check_captions(locate(config.model), "prior.source", captions, sensitive=_is_sensitive(source))
+
+
+def _is_sensitive(source: SourceConfig) -> bool:
+    sensitive: bool = plugins.resolve("sources", source.name).sensitive
+    return sensitive
+
+
+def _benign_sources(config: StudyConfig) -> Iterator[SourceConfig]:
+    """Where the attacks' benign images come from, each once."""
+    attacks = (*config.attacks, *(config.confirm.attacks if config.confirm else ()))
+    given = [attack.options.get("benign_source") for attack in attacks]
+    for source in {str(each): each for each in given if each}.values():
+        yield SourceConfig.model_validate(source)
 
 
 def _leftovers(config: StudyConfig) -> Iterator[str]:
@@ -105,28 +135,6 @@ def _leftovers(config: StudyConfig) -> Iterator[str]:
 def _check_search(config: StudyConfig, searched: bool) -> None:
     if searched and config.search is None:
         raise ConfigError("search: is missing; add a space to search")
-
-
-def _check_prompts(config: StudyConfig) -> None:
-    """A prompt that is cut may be the same as another one, or have lost its concept."""
-    base = locate(config.model)
-    if not (base / "tokenizer").is_dir():
-        return
-    prompts = {"evaluation.safe_prompts": config.evaluation.safe_prompts}
-    for side in ("malicious", "safe"):
-        for number, concept in enumerate(getattr(config.concepts, side)):
-            for field in ("class_prompt", "instance_prompt", "validation_prompts", "neighbors"):
-                given = getattr(concept, field)
-                texts = (given,) if isinstance(given, str) else given or ()
-                prompts[f"concepts.{side}.{number}.{field}"] = texts
-    mistakes = [
-        f"{field}: {prompt!r} is longer than the model reads: {lost!r} would be lost; shorten it"
-        for field, texts in prompts.items()
-        for prompt in texts
-        if (lost := lost_words(base, prompt))
-    ]
-    if mistakes:
-        raise ConfigError(*mistakes)
 
 
 def _check_space(config: StudyConfig) -> None:

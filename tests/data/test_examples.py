@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from tiny import make_examples
 
-from gift_ray.config.schema import ConceptConfig, PriorConfig
+from gift_ray.config.plugin_choice import SourceConfig
+from gift_ray.config.schema import ConceptConfig
 from gift_ray.data import examples, reading
 from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage, build
-from gift_ray.study.steps.prepare_concept import check_concept
-from gift_ray.study.steps.prepare_prior import check_prior
+from gift_ray.study.steps.prepare_concept import check_concept, check_source
 from gift_ray.training.diffusion import Seeds
 
 
@@ -99,7 +99,7 @@ def test_a_bad_image_of_the_prior_is_refused_by_name(folder: Path) -> None:
     (folder / "bad.png").write_text("not an image")
     source = {"name": "folder", "path": str(folder), "caption": "a cat"}
     with pytest.raises(DataError, match=r"bad\.png: not a readable image"):
-        check_prior(PriorConfig(source=source), seed=0)
+        check_source(SourceConfig.model_validate(source), seed=0)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

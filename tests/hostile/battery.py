@@ -10,6 +10,7 @@ import contextlib
 import copy
 import importlib
 import io
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,4 +178,6 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
+    # pytest finds the tests' helpers by its own settings.
+    sys.path.append(str(HERE.parent))
     TABLE.write_text(table(), encoding="utf-8")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from battery import Case, study
+from pictures import four
 
 TITLE = "Prompts, and several mistakes at once"
 LONG = (
@@ -19,6 +22,42 @@ def changed(command: str = "immunize", **changes: Any) -> Callable[[Path], objec
     return lambda folder: study(folder, named, command=command)
 
 
+def captioned(caption: str, *, where: str = "txt", **concept: Any) -> Callable[[Path], object]:
+    """A concept whose first picture has this caption, in a .txt or in metadata.jsonl."""
+
+    def attempt(folder: Path) -> object:
+        path = four(folder)
+        if where == "txt":
+            (path / "cat 0.txt").write_text(caption)
+        else:
+            row = {"file_name": "cat 0.png", "text": caption}
+            (path / "metadata.jsonl").write_text(json.dumps(row))
+        source = {"name": "folder", "path": str(path), "caption": "an emoji of a cat"}
+        set_there = {f"concepts.malicious.0.{name}": value for name, value in concept.items()}
+        return study(folder, {"concepts.malicious.0.source": source, **set_there})
+
+    return attempt
+
+
+def warned(attempt: Callable[[Path], object], end: str) -> Callable[[Path], None]:
+    """What is attempted is done, and the warning of captions that are cut ends so."""
+
+    def check(folder: Path) -> None:
+        lines: list[str] = []
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+        logger = logging.getLogger("gift_ray")
+        logger.addHandler(handler)
+        try:
+            attempt(folder)
+        finally:
+            logger.removeHandler(handler)
+        (line,) = (line for line in lines if "longer than the model reads" in line)
+        assert line.endswith(end), line
+
+    return check
+
+
 CASES = [
     Case("a validation prompt whose last words don't fit",
          changed(concepts__malicious__0__validation_prompts=[LONG + LONG + "cat"]), says="would be lost"),
@@ -28,6 +67,25 @@ CASES = [
          changed(concepts__malicious__0__neighbors=["a fox", LONG + LONG + "tiger"]), says="would be lost"),
     Case("an `instance_prompt` that is too long",
          changed(concepts__malicious__0__instance_prompt=LONG + LONG + "sks"), says="would be lost"),
+    Case("a prompt of D_S that is too long",
+         changed(prior__source={"name": "generated", "num_images": 2, "prompts": [LONG + LONG + "dog"]}),
+         says="prior.source.prompts"),
+    Case("an attack's `caption` that is too long",
+         changed(attacks__0__caption=LONG + LONG + "cat"), says="attacks.0.caption"),
+    Case("a .txt caption whose last words don't fit", warned(captioned("a cat, " + LONG + LONG + "Tom"),
+         "purple Tom'"), outcome="told: cat 0.png loses ..."),
+    Case("a .txt caption that loses the concept's name", captioned(LONG + LONG + "cat"),
+         says="lose the concept's name: cat 0.png"),
+    Case("a caption of metadata.jsonl that loses the concept's name",
+         captioned(LONG + LONG + "Cat", where="metadata"), says="lose the concept's name: cat 0.png"),
+    Case("a .txt caption that loses one of `recognized_as`",
+         captioned(LONG + LONG + "kitten", recognized_as=["cat", "kitten"]),
+         says="lose the concept's name: cat 0.png"),
+    Case("a too long .txt caption, where `class_prompt` and `instance_prompt` stand in for it",
+         captioned(LONG + LONG + "cat", class_prompt="an emoji of a cat"), outcome="not used"),
+    Case("a caption of an `unsafe` concept whose last words don't fit",
+         warned(captioned("a cat, " + LONG + LONG + "Tom", kind="unsafe"), "reads: cat 0.png"),
+         outcome="told without its words"),
     Case("a blank safe prompt", changed(evaluation__safe_prompts=["a house", " "]), says="a prompt is blank"),
     Case("one safe prompt", changed(evaluation__safe_prompts=["a house"]), says="evaluation.safe_prompts"),
     Case("three wrong fields", changed(seed=-1, defense__beta=-1, evaluation__guidance_scale=0),

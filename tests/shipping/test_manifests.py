@@ -61,7 +61,7 @@ def test_the_rayjob_names_a_job_and_a_study_that_exist(
     assert (ROOT / job).exists()
     # The study itself; its base model, and so its tokenizer, lies on a hub.
     monkeypatch.setattr("gift_ray.study.load.check_base", lambda model: None)
-    monkeypatch.setattr("gift_ray.study.load._check_prompts", lambda config: None)
+    monkeypatch.setattr("gift_ray.study.load.check_prompts", lambda config: None)
     monkeypatch.setattr("gift_ray.study.load.locate_encoder", lambda role, name: None)
     study = load_study(ROOT / config, overrides)
     assert study.output_dir == "/shared/runs"

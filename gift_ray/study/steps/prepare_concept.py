@@ -77,8 +77,9 @@ class PrepareConcept(Step):
         return d_m, examples.without_copies(d_m, d_a, concept.name, concept.duplicates)
 
 
-def check_concept(concept: ConceptConfig, seed: int) -> None:
-    """Read and split a concept's images without a model and without writing anything.
+def check_concept(concept: ConceptConfig, seed: int) -> dict[str, str]:
+    """Read and split a concept's images without a model and without writing anything; returns the captions
+    that are trained on, by the image's name (of all images: which ones `max_images` leaves is the split's).
 
     What the base draws needs the model, and is left to the step; files on the other side are read all the
     same.
@@ -87,19 +88,37 @@ def check_concept(concept: ConceptConfig, seed: int) -> None:
         DataError: unreadable, too few, or the same image on both sides.
     """
     sides = [concept.source, *([concept.attack_source] if concept.attack_source else [])]
-    built = [plugins.build("sources", side.name, side.options) for side in sides]
-    images = [
-        examples.keyed(source.images(NO_MODEL, Seeds(seed)), CHECK_PX)
-        for source in built
-        if not source.uses_model()
-    ]
-    if len(images) < len(sides):
-        return
-    if len(sides) == 1:
-        examples.split(images[0], seed, concept.max_images, concept.name, concept.duplicates)
-    else:
-        d_m, d_a = (side[: concept.max_images] for side in images)
-        examples.without_copies(d_m, d_a, concept.name, concept.duplicates)
+    read = [_without_model(side, seed) for side in sides]
+    if None not in read:
+        keyed = [examples.keyed(images or [], CHECK_PX) for images in read]
+        if len(keyed) == 1:
+            examples.split(keyed[0], seed, concept.max_images, concept.name, concept.duplicates)
+        else:
+            d_m, d_a = (side[: concept.max_images] for side in keyed)
+            examples.without_copies(d_m, d_a, concept.name, concept.duplicates)
+    # One source serves both sides.
+    prompts = (concept.class_prompt, concept.instance_prompt)
+    return {
+        image.origin: image.caption
+        for images, prompt in zip((read[0], read[-1]), prompts, strict=True)
+        if prompt is None
+        for image in images or ()
+    }
+
+
+def check_source(source: SourceConfig, seed: int) -> dict[str, str]:
+    """Read a source's images, unless the model draws them; returns their captions by the image's name.
+
+    Raises:
+        DataError: unreadable.
+    """
+    return {image.origin: image.caption for image in _without_model(source, seed) or ()}
+
+
+def _without_model(source: SourceConfig, seed: int) -> list[plugins.SourceImage] | None:
+    """A source's images; None if the model draws them."""
+    plugin: plugins.Source = plugins.build("sources", source.name, source.options)
+    return None if plugin.uses_model() else plugin.images(NO_MODEL, Seeds(seed))
 
 
 def source_identity(source: SourceConfig) -> dict[str, Any]:

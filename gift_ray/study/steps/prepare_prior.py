@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gift_ray import plugins
 from gift_ray.config.schema import ModelConfig, PriorConfig
 from gift_ray.data import examples
 from gift_ray.models import families, locate
 from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step
-from gift_ray.study.steps.prepare_concept import NO_MODEL, read_source, source_identity
-from gift_ray.training.diffusion import Seeds
+from gift_ray.study.steps.prepare_concept import read_source, source_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,3 @@ class PreparePrior(Step):
         captions, keys = [i.caption for i in images], [i.key for i in images]
         examples.save_examples(out / "D_S.safetensors", base.encode(pictures, captions, keys))
         return {"D_S": len(images)}
-
-
-def check_prior(prior: PriorConfig, seed: int) -> None:
-    """Read D_S without a model and without writing anything, unless the model generates it.
-
-    Raises:
-        DataError: unreadable.
-    """
-    source: plugins.Source = plugins.build("sources", prior.source.name, prior.source.options)
-    if not source.uses_model():
-        source.images(NO_MODEL, Seeds(seed))

@@ -1,0 +1,92 @@
+"""Whether the base reads all words of a study. Its text encoder takes a fixed number of tokens; two prompts
+of which only the ends differ would be one, and a caption may lose the concept that it names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gift_ray.config.schema import StudyConfig
+from gift_ray.data.reading import in_short
+from gift_ray.errors import ConfigError, DataError
+from gift_ray.models.locate import locate
+from gift_ray.models.tokens import read_and_lost
+
+# The options, of a study and of its plug-ins, that hold what the base is to read.
+OPTIONS = (
+    "caption", "class_prompt", "erase_prompt", "instance_prompt", "neighbors", "prompt", "prompts",
+    "safe_prompts", "validation_prompts",
+)  # fmt: skip
+
+
+def check_prompts(config: StudyConfig) -> None:
+    """Refuse prompts and captions of the configuration that are longer than the base reads.
+
+    Raises:
+        ConfigError: one line for each.
+    """
+    base = locate(config.model)
+    mistakes = [
+        f"{field}: {text!r} is longer than the model reads: {lost!r} would be lost; shorten it"
+        for field, text in dict.fromkeys(_texts(config.model_dump(mode="json"), ""))
+        if (lost := read_and_lost(base, text)[1])
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(dotted field, text) of all that the base is to read."""
+    if isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, f"{path}{number}.")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in OPTIONS:
+                yield from _texts(inner, f"{path}{key}.")
+            elif inner is not None:
+                for text in [inner] if isinstance(inner, str) else inner:
+                    yield f"{path}{key}", text
+
+
+def check_captions(
+    base: Path, whose: str, captions: Mapping[str, str], names: Sequence[str] = (), *,
+    sensitive: bool = False,
+) -> None:  # fmt: skip
+    """Warn of captions that are longer than the base reads, and refuse those that lose their concept.
+
+    Args:
+        whose: the concept, or D_S, for the lines.
+        captions: by the image's name.
+        names: of the concept.
+        sensitive: no line may hold a caption.
+
+    Raises:
+        DataError: the base would read no name of the concept in a caption that holds one.
+    """
+    parts = {image: read_and_lost(base, caption) for image, caption in captions.items()}
+    cut = {
+        image: image if sensitive else f"{image} loses {lost!r}"
+        for image, (_, lost) in parts.items()
+        if lost
+    }
+    nameless = [
+        told
+        for image, told in cut.items()
+        if _holds(captions[image], names) and not _holds(parts[image][0], names)
+    ]
+    if nameless:
+        raise DataError(
+            f"{whose}: captions are longer than the model reads and lose the concept's name: "
+            f"{in_short(nameless)}; put the name first, or shorten them"
+        )
+    if cut:
+        logging.getLogger(__name__).warning(
+            "%s: captions are longer than the model reads: %s", whose, in_short(list(cut.values()))
+        )
+
+
+def _holds(text: str, names: Sequence[str]) -> bool:
+    return any(name.casefold() in text.casefold() for name in names)
