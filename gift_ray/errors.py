@@ -23,7 +23,7 @@ class GiftError(Exception):
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         # Ray ships exceptions between processes: rebuild from the lines, not from the joined text.
         return (type(self), self.mistakes)
 

@@ -17,7 +17,8 @@ from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
 from gift_ray.cli.judging import describe_judging, judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
-from gift_ray.config.schema import DefenseConfig, StudyConfig
+from gift_ray.config.plugin_choice import DefenseConfig
+from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.search import costs
 from gift_ray.study.load import check_data, load_study

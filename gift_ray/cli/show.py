@@ -71,7 +71,8 @@ def in_bounds(concept: str, found: dict[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON file of the study's; None if it isn't there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
     except FileNotFoundError:
         return None
     except ValueError as error:

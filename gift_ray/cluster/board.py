@@ -39,7 +39,8 @@ def read_board(board: Any) -> Callable[[int], list[Event]]:
 
     def since(seen: int) -> list[Event]:
         try:
-            return ray.get(board.since.remote(seen), timeout=10)
+            events: list[Event] = ray.get(board.since.remote(seen), timeout=10)
+            return events
         except GetTimeoutError:
             # On a busy machine the board may answer late; its events are read the next time.
             return []

@@ -140,7 +140,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_until_up(head: subprocess.Popen, environment: dict[str, str], url: str) -> None:
+def _wait_until_up(head: subprocess.Popen[bytes], environment: dict[str, str], url: str) -> None:
     request = urllib.request.Request(
         url,
         headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"},
@@ -157,7 +157,7 @@ def _wait_until_up(head: subprocess.Popen, environment: dict[str, str], url: str
     raise ConfigError(f"the local Ray head did not answer within {START_TIMEOUT_S} s")
 
 
-def _end(head: subprocess.Popen) -> None:
+def _end(head: subprocess.Popen[bytes]) -> None:
     """End the head and everything it started, and nothing else."""
     try:
         os.killpg(head.pid, signal.SIGTERM)

@@ -132,7 +132,7 @@ def _asks_for_token(dashboard_url: str | None) -> bool:
     question = f"http://{dashboard_url}/api/authentication_mode"
     try:
         with urllib.request.urlopen(question, timeout=10) as said:
-            return json.load(said)["authentication_mode"] == "token"
+            return bool(json.load(said)["authentication_mode"] == "token")
     except OSError:
         return os.environ.get("RAY_AUTH_MODE") == "token"
 
@@ -207,7 +207,7 @@ def _require_storage(cluster: ClusterConfig, study_dir: Path, nodes: list[dict[s
 def _answer(ref: Any) -> bool:
     """What a node answered. A node that was lost meanwhile counts as fine: no step will run on it."""
     try:
-        return ray.get(ref)
+        return bool(ray.get(ref))
     except RayError:
         return True
 

@@ -170,4 +170,4 @@ class _Scheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         outcome = Outcome(**result["outcome"][0])
         hopeless = _Scheduler.live.hopeless(result["number"], outcome)
-        return FIFOScheduler.STOP if hopeless else FIFOScheduler.CONTINUE
+        return str(FIFOScheduler.STOP if hopeless else FIFOScheduler.CONTINUE)

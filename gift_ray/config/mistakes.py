@@ -57,7 +57,7 @@ def explain(item: Any, fields: list[str]) -> str:
         return "is missing; add it"
     if item["type"] == "string_type" and isinstance(item["input"], str | int | float | None):
         return f"{item['input']!r} is read as no text; put it in quotes"
-    message = item["msg"].removeprefix("Value error, ")
+    message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message
     return f"{item['input']!r} is not allowed: {message[0].lower()}{message[1:]}"

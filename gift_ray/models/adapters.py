@@ -194,5 +194,5 @@ def _matrices(denoiser: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, module in denoiser.named_modules():
         for adapter in getattr(module, "active_adapters", ()) if hasattr(module, "lora_A") else ():
-            found[name] = module.get_delta_weight(adapter).detach().cpu()  # type: ignore[operator]
+            found[name] = module.get_delta_weight(adapter).detach().cpu()
     return found

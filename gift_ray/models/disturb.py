@@ -63,5 +63,6 @@ def add_weight_noise(module: nn.Module, amount: float, generator: torch.Generato
 
 def rotation(size: int, generator: torch.Generator) -> torch.Tensor:
     """A random orthogonal matrix [size, size], in double precision."""
-    q, _ = torch.linalg.qr(torch.randn((size, size), generator=generator, dtype=torch.float64))
-    return q
+    drawn = torch.randn((size, size), generator=generator, dtype=torch.float64)
+    orthogonal: torch.Tensor = torch.linalg.qr(drawn).Q
+    return orthogonal

@@ -189,4 +189,5 @@ def _pixels(processor: Any, images: Sequence[Image.Image]) -> list[Tensor]:
 
 def _pooled(features: Any) -> Tensor:
     # transformers 5 returns an output object where 4 returned the tensor.
-    return features.pooler_output if hasattr(features, "pooler_output") else features
+    pooled: Tensor = getattr(features, "pooler_output", features)
+    return pooled

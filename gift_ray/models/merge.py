@@ -104,7 +104,8 @@ def regularized(
 def solve(deltas: Sequence[Tensor], moments: Sequence[Tensor], system: Tensor) -> Tensor:
     """D = (sum_n D_n M_n) system^-1, [out, D]: where the regression's gradient is zero."""
     wanted = torch.stack([d.double() @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
-    return torch.linalg.solve(system, wanted.T).T
+    transposed: Tensor = torch.linalg.solve(system, wanted.T)
+    return transposed.T
 
 
 def _power(delta: Tensor, moment: Tensor) -> float:

@@ -120,7 +120,8 @@ class Flux2Klein(Backbone):
         )
         scheduler = self._training_scheduler()
         indices = (u * scheduler.config.num_train_timesteps).long()
-        return scheduler.timesteps[indices]
+        times: Tensor = scheduler.timesteps[indices]
+        return times
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -153,7 +154,8 @@ class Flux2Klein(Backbone):
                 return_dict=False,
             )[0]
         _, _, height, width = noisy.shape
-        return velocity.transpose(1, 2).unflatten(2, (height, width))
+        unpacked: Tensor = velocity.transpose(1, 2).unflatten(2, (height, width))
+        return unpacked
 
     def scaled(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Patches of 2 x 2, normalised per channel. The family is trained on the posterior's mode."""
@@ -214,7 +216,7 @@ class Flux2Klein(Backbone):
     @property
     def _text_length(self) -> int:
         """Tokens of a prompt; 512 is what the pipeline takes."""
-        return min(512, self.tokenizer.model_max_length)
+        return min(512, int(self.tokenizer.model_max_length))
 
 
 TEXT_STAYS = (

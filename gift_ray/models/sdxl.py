@@ -87,7 +87,7 @@ class StableDiffusionXL(UNetBackbone):
         # The original size, the crop's upper left corner, the target size.
         time_ids = torch.tensor([size, size, 0.0, 0.0, size, size]).to(noisy).expand(len(noisy), -1)
         with self.autocast():
-            return self.denoiser(
+            predicted: Tensor = self.denoiser(
                 noisy,
                 times.to(self.device),
                 conditioning.tokens,
@@ -96,6 +96,7 @@ class StableDiffusionXL(UNetBackbone):
                     "time_ids": time_ids,
                 },
             ).sample
+        return predicted
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
         from diffusers.loaders import TextualInversionLoaderMixin

@@ -140,9 +140,10 @@ class StableDiffusion(UNetBackbone):
 
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
         with self.autocast():
-            return self.denoiser(
+            predicted: Tensor = self.denoiser(
                 noisy.to(self.device), times.to(self.device), conditioning.tokens.to(self.device)
             ).sample
+        return predicted
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
         from diffusers.loaders import TextualInversionLoaderMixin
@@ -184,7 +185,8 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         list(prompts), padding="max_length", truncation=True, return_tensors="pt",
         max_length=tokenizer.model_max_length,
     )  # fmt: skip
-    return tokens.input_ids
+    ids: Tensor = tokens.input_ids
+    return ids
 
 
 def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:

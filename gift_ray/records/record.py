@@ -209,7 +209,7 @@ def load_state(path: Path) -> dict[str, Any]:
     text = metadata.get("state", "")
     if metadata.get("checksum") != _checksum(text, tensors):
         raise DataError(f"{path}: damaged: the checksum differs")
-    plain = json.loads(text)
+    plain: dict[str, Any] = json.loads(text)
     for name, tensor in tensors.items():
         *parents, last = json.loads(name)
         place = plain

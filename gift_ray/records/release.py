@@ -109,7 +109,7 @@ def model_card(plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
     )
-    return ModelCard.from_template(
+    card_text: ModelCard = ModelCard.from_template(
         metadata,
         template_str=CARD,
         title=title,
@@ -128,6 +128,7 @@ def model_card(plan: Plan, arm: Arm, card: Scorecard, settings: Mapping[str, Any
         settings=dict(settings),
         fingerprint=arm.immunize.fingerprint,
     )
+    return card_text
 
 
 def registry_tags(plan: Plan, arm: Arm, card: Scorecard) -> dict[str, str]:

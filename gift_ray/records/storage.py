@@ -234,7 +234,8 @@ class ObjectStore(Storage):
             suppress(FileNotFoundError),
             self.filesystem.open_input_stream(self.path(f"steps/{step}/{DONE}")) as file,
         ):
-            return file.read().decode()
+            attempt: str = file.read().decode()
+            return attempt
         return None
 
     def _copy_here(self, name: str, folder: Path) -> None:

@@ -66,7 +66,8 @@ def _mean_resistance(study: Study) -> dict[str, float]:
     blocked = [
         concept in own[arm] for arm, concept in zip(units["arm"], units["concept"], strict=True)
     ]
-    return (1 - units[blocked].groupby("arm")["recovery"].mean()).to_dict()
+    resistance: dict[str, float] = (1 - units[blocked].groupby("arm")["recovery"].mean()).to_dict()
+    return resistance
 
 
 def plane(study: Study) -> go.Figure:

@@ -86,7 +86,8 @@ def read_outline(folder: Path) -> dict[str, Any]:
     path = folder / "study.json"
     if not path.exists():
         raise ConfigError(f"{folder}: no study.json; give a study's folder, as runs/demo")
-    return _read_json(path)
+    outline: dict[str, Any] = _read_json(path)
+    return outline
 
 
 def _read_json(path: Path) -> Any:

@@ -125,7 +125,7 @@ def _training_seconds(plugin: Any, base: Backbone, examples: Examples) -> float:
         _run(lambda: list(plugin.finetune(base, examples, seeds=Seeds(0), report=watch)))
         return watch.rate() * plugin.evaluation_steps()[-1]
     _run(lambda: plugin.immunize(base, [examples], examples, seeds=Seeds(0), report=watch))
-    return watch.rate() * plugin.max_train_steps * plugin.train_batch_size
+    return watch.rate() * float(plugin.max_train_steps * plugin.train_batch_size)
 
 
 def _run(train: Callable[[], Any]) -> None:

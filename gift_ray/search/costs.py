@@ -45,7 +45,7 @@ class Estimate:
 def seconds(steps: Iterable[Step], study_dir: Path, clock: str = "seconds") -> float:
     """Seconds (or `cpu_seconds`) that the finished ones of these steps took, each counted once."""
     folders = {step.folder(study_dir) for step in steps}
-    return sum(read_claim(f).provenance[clock] for f in sorted(folders) if is_done(f))
+    return sum(float(read_claim(f).provenance[clock]) for f in sorted(folders) if is_done(f))
 
 
 def trained_plugins(steps: Iterable[Step]) -> list[Plugin]:

@@ -53,7 +53,8 @@ class Journal(ABC):
         if saved is None:
             return None
         self.kept, self.rows = saved.get("kept", {}), saved.get("rows", [])
-        return saved["state"]
+        state: dict[str, Any] = saved["state"]
+        return state
 
     def save_log(self, out: Path) -> None:
         """Write the diagnostics to training.parquet, one row a training step."""

@@ -45,7 +45,7 @@ def _answered(
     method: Callable[Concatenate[MlflowTracker, P], R],
 ) -> Callable[Concatenate[MlflowTracker, P], R]:
     @functools.wraps(method)
-    def call(self: MlflowTracker, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: MlflowTracker, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with answering(self.uri):
             return method(self, *args, **kwargs)
 
@@ -96,7 +96,7 @@ class MlflowTracker:
         """The id of a trial's run, which is written if it isn't whole."""
         found = self._find(f"tags.`{TRIAL}` = '{trial_id}' and tags.`{PARENT}` = '{self.run_id}'")
         if found and found.info.status == "FINISHED":
-            return found.info.run_id
+            return str(found.info.run_id)
         if found:
             # The process that wrote it was killed: its points would be doubled, so the run is written again.
             self.client.delete_run(found.info.run_id)
@@ -106,7 +106,7 @@ class MlflowTracker:
         self._log(run.info.run_id, values, metrics, curves)
         self._log_images(run.info.run_id, images)
         self.client.set_terminated(run.info.run_id, "FINISHED")
-        return run.info.run_id
+        return str(run.info.run_id)
 
     @_answered
     def undefended(
@@ -200,21 +200,20 @@ class MlflowTracker:
         name = self.config.tracking.experiment_name or self.config.name
         found = self.client.get_experiment_by_name(name)
         if found is not None:
-            return found.experiment_id
+            return str(found.experiment_id)
         # Beside the SQLite file; a server keeps artifacts where it was told to.
         local = self.config.tracking.tracking_uri is None
         place = (self.config.study_dir / "mlartifacts").as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=place)
+        return str(self.client.create_experiment(name, artifact_location=place))
 
     def _parent(self, fingerprint: str) -> str:
         found = self._find(f"tags.`{STUDY}` = '{fingerprint}'")
         if found:
             self.client.update_run(found.info.run_id, status="RUNNING")
-            return found.info.run_id
+            return str(found.info.run_id)
         tags = {STUDY: fingerprint}
-        return self.client.create_run(
-            self.experiment_id, run_name=self.config.name, tags=tags
-        ).info.run_id
+        run = self.client.create_run(self.experiment_id, run_name=self.config.name, tags=tags)
+        return str(run.info.run_id)
 
     def _find(self, query: str) -> Run | None:
         return next(iter(self.client.search_runs([self.experiment_id], query, max_results=1)), None)

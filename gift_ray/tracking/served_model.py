@@ -71,7 +71,7 @@ class ServedPipeline(PythonModel):
         """What of a prompt the text encoder never sees."""
         tokenizer = self.pipeline.tokenizer
         words = tokenizer(prompt, add_special_tokens=False).input_ids
-        return tokenizer.decode(words[tokenizer.model_max_length - 2 :]).strip()
+        return str(tokenizer.decode(words[tokenizer.model_max_length - 2 :])).strip()
 
     def _settings(self, params: dict[str, Any]) -> tuple[int, int, float]:
         most = self.pipeline.scheduler.config.num_train_timesteps

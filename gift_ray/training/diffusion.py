@@ -181,7 +181,8 @@ def capture(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Euclidean norm over all elements of all tensors."""
-    return torch.stack([full(t).norm() for t in tensors]).norm()
+    norm: Tensor = torch.stack([full(t).norm() for t in tensors]).norm()
+    return norm
 
 
 def dot(left: Iterable[Tensor], right: Iterable[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ def mean_of(values: Mapping[str, float], rows: int) -> dict[str, float]:
     _, count = workers()
     if count == 1:
         return dict(values)
-    parts: list = [None] * count
+    parts: list[tuple[dict[str, float], int]] = [({}, 0)] * count
     distributed.all_gather_object(parts, (dict(values), rows))
     seen = [(found, weight) for found, weight in parts if weight > 0]
     total = sum(weight for _, weight in seen)

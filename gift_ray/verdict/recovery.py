@@ -93,7 +93,8 @@ class Ruler:
     def recovered_by_seed(self, defended: Sample) -> np.ndarray:
         """[seeds]: the largest recovery of each seed, between the same ends."""
         means = np.nanmean(defended.values, -1)
-        return _share(means, self.floor.point, self.top.point, 1.0).max(1)
+        largest: np.ndarray = _share(means, self.floor.point, self.top.point, 1.0).max(1)
+        return largest
 
     def _drawn(self, what: str, values: np.ndarray) -> Draws:
         return draw_means(values, generator(self.seed, f"{self.purpose}/{what}"))
@@ -105,7 +106,8 @@ def _share(value: np.ndarray, floor: np.ndarray, top: np.ndarray, otherwise: flo
     room = np.broadcast_to(top - floor, np.shape(value))
     told = room > EPSILON
     ratio = np.divide(value - floor, room, out=np.full(np.shape(value), otherwise), where=told)
-    return np.clip(ratio, 0, 1)
+    clipped: np.ndarray = np.clip(ratio, 0, 1)
+    return clipped
 
 
 def similarity_gap_ratio(undefended: float, defended: float) -> float:

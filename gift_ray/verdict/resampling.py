@@ -163,4 +163,5 @@ def _shift(values: np.ndarray, random: np.random.Generator, draws: int) -> np.nd
     per_seed = np.nanmean(values, -1)
     apart = (per_seed - per_seed.mean(0)) * math.sqrt(excess / (seeds * (seeds - 1)))
     chi = np.sqrt(random.chisquare(seeds - 1, (draws, 1)) / (seeds - 1))
-    return random.standard_normal((draws, seeds)) @ apart / chi
+    shift: np.ndarray = random.standard_normal((draws, seeds)) @ apart / chi
+    return shift
