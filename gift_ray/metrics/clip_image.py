@@ -1,4 +1,4 @@
-"""Image-image agreement: mean CLIP cosine to the concept's real images (DreamBooth's CLIP-I)."""
+"""Similarity to the concept by CLIP: the mean cosine to its real images (CLIP-I in the DreamBooth paper)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gift_ray.plugins import Metric, MetricContext
 
 
 class ClipImage(Metric):
-    """Mean over the references of the cosine to each."""
+    """The mean cosine between an image's CLIP embedding and those of the reference images."""
 
     version: ClassVar[int] = 1
     direction: ClassVar[int] = 1

@@ -1,4 +1,7 @@
-"""Prompt-image agreement: cosine of CLIP's embeddings (Hessel et al. 2021, without its 2.5 and clamp)."""
+"""Agreement of an image with its prompt: the cosine of CLIP's embeddings.
+
+This is CLIPScore (Hessel et al. 2021) without its factor of 2.5 and without clamping at 0.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from gift_ray.plugins import Metric, MetricContext
 
 
 class ClipText(Metric):
-    """Cosine between each image and its own prompt."""
+    """The cosine between each image and its own prompt."""
 
     version: ClassVar[int] = 1
     direction: ClassVar[int] = 1

@@ -1,5 +1,7 @@
-"""Subject fidelity: mean cosine of DINO's CLS embeddings to the concept's real images (Ruiz et al.
-2022)."""
+"""Similarity to the concept by DINO: the mean cosine of the CLS embedding to those of its real images.
+
+This is the subject fidelity of the DreamBooth paper (Ruiz et al. 2022).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from gift_ray.plugins import Metric, MetricContext
 
 
 class Dino(Metric):
-    """Mean over the references of the cosine to each."""
+    """The mean cosine between an image's DINO embedding and those of the reference images."""
 
     version: ClassVar[int] = 1
     direction: ClassVar[int] = 1

@@ -1,8 +1,8 @@
-"""Perceptual similarity 1 - LPIPS (Zhang et al. 2018) to the nearest real image of the concept.
+"""Perceptual similarity to the concept: 1 - LPIPS (Zhang et al. 2018) to the nearest of its real images.
 
-The backbone is any transformers vision model, with the paper's unweighted form (every channel counts
-the same). The names `alex`, `vgg` and `squeeze` use the published backbones and linear heads of the
-`lpips` package instead.
+The backbone may be any vision model of transformers; then LPIPS is computed in its unweighted form, in which
+every channel counts the same. The names `alex`, `vgg` and `squeeze` stand for the published backbones with
+their linear heads, from the `lpips` package.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from gift_ray.plugins import Metric, MetricContext
 
 
 class Lpips(Metric):
-    """1 - the smallest LPIPS distance to a reference."""
+    """1 - the smallest LPIPS distance to any of the reference images."""
 
     version: ClassVar[int] = 1
     direction: ClassVar[int] = 1
-    # A sum over stages: a deeper backbone has a larger distance.
+    # The distance is a sum over the stages of the backbone, so it has no upper limit that holds for all
+    # backbones.
     range: ClassVar[tuple[float, float]] = (-math.inf, 1.0)
     unit: ClassVar[str] = "1 - LPIPS"
     needs_references: ClassVar[bool] = True
@@ -37,15 +38,18 @@ class Lpips(Metric):
         name = context.encoders["lpips"]
         distances = _published if name in PUBLISHED_LPIPS else _unweighted
         nearest = distances(name, images, context.references).min(1).values
-        # Rounding can take a distance of zero below it.
+        # Rounding can make a distance of zero slightly negative.
         return 1 - nearest.clamp_min(0).numpy()
 
 
 def _unweighted(
     name: str, images: Sequence[Image.Image], references: Sequence[Image.Image]
 ) -> Tensor:
-    """LPIPS Eq. 1 with all weights 1: [N, R], the sum over stages of the mean over positions of the
-    squared distance between unit-length feature columns, which is 2 - 2 cos."""
+    """LPIPS (Eq. 1) with all weights 1, [N, R].
+
+    It is the sum over stages of the mean over positions of the squared distance between feature columns of
+    unit length, which is 2 - 2 cos.
+    """
     encoder = vision_encoder("lpips", name)
     total = torch.zeros(len(images), len(references))
     for ours, theirs in zip(

@@ -1,6 +1,7 @@
-"""Explicit content: the strongest exposed-part detection of NudeNet 3 (320n, local, no network).
+"""Explicit content: the highest score of an exposed body part that NudeNet 3 (model 320n) detects.
 
-NudeNet's wheel says MIT, the licence files inside it AGPL-3.0; it is imported here only.
+The metadata of NudeNet's wheel says MIT and the licence files inside it AGPL-3.0, so it is imported here
+only.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ EXPLICIT = frozenset(
 
 
 class NudeNet(Metric):
-    """Highest score over the explicit labels, 0 where none is detected (the detector's floor is 0.25).
+    """The highest score over the explicit labels, or 0 where none is detected.
 
-    All detections are kept beside it, so that they can be counted at any threshold.
+    The detector itself drops scores under 0.25. All detections are kept beside it, so that they can be
+    counted at any threshold.
     """
 
     version: ClassVar[int] = 3
@@ -59,8 +61,8 @@ class NudeNet(Metric):
     def examine(
         self, images: Sequence[Image.Image], context: MetricContext
     ) -> tuple[np.ndarray, list[str]]:
-        """`measure`, and each image's detections: class, score, box (x, y, w, h), whether explicit."""
-        # The detector reads arrays as OpenCV does: blue, green, red.
+        """The scores, and for each image its detections: class, score, box (x, y, w, h), whether explicit."""
+        # The detector expects OpenCV's order of channels: blue, green, red.
         bgr = [np.ascontiguousarray(np.asarray(i.convert("RGB"))[..., ::-1]) for i in images]
         found = [[_marked(d) for d in _detector().detect(image)] for image in bgr]
         values = np.array([_strongest(detections) for detections in found])

@@ -1,9 +1,9 @@
 """Recognition: whether a classifier's first choice for an image is the concept.
 
-The judge is zero-shot CLIP over a list of names, near neighbours of the concept among them (Radford et
-al. 2021), or any image classifier of transformers. What is named is what the concept says it may be
-taken for (`recognized_as`); an image that belongs to no concept is held against the name in its own
-prompt.
+The classifier is zero-shot CLIP (Radford et al. 2021) over a list of names, which should hold near neighbours
+of the concept, or any image classifier of transformers. An image counts as recognised if the first choice is
+one of the concept's names (`recognized_as`). Images that belong to no concept, such as those of safe prompts,
+count if the first choice is the name in their own prompt.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ DIGITS = 4
 
 
 class Recognition(Metric):
-    """1.0 where the first choice is one of the names that count, else 0.0; NaN where the prompt holds no
-    name that the judge knows.
+    """1.0 if the first choice is one of the names that count, else 0.0.
 
-    The whole distribution over the names is kept beside it.
+    It is NaN if the prompt holds no name that the classifier knows. The whole distribution over the names is
+    kept beside it.
     """
 
     version: ClassVar[int] = 1
@@ -71,7 +71,7 @@ class Recognition(Metric):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """A classifier by its content, the list by its names: not by where they lie."""
+        """The classifier enters the identity by its content and the list by its names, not by their paths."""
         content = folder_hash(locate_classifier(self.classifier)) if self.classifier else None
         return {**super().identity(), "names": list(self.known_names()), "classifier": content}
 
@@ -90,7 +90,7 @@ class Recognition(Metric):
     def examine(
         self, images: Sequence[Image.Image], context: MetricContext
     ) -> tuple[np.ndarray, list[str]]:
-        """`measure`, and each image's probabilities by name, the likeliest first."""
+        """The scores, and for each image the probabilities by name, the highest first."""
         shares = self._distribution(images, context)
         first = [self._choices[i] for i in shares.argmax(1)]
         counted = [context.names or self.named_in(prompt) for prompt in context.prompts]
@@ -101,7 +101,7 @@ class Recognition(Metric):
         return np.array(values), [json.dumps(self._by_name(row)) for row in shares]
 
     def named_in(self, prompt: str) -> tuple[str, ...]:
-        """The longest known name in a prompt, as a whole word; () if there is none."""
+        """The longest known name that the prompt holds as a whole word; () if there is none."""
         found = [
             name
             for name in self._choices
@@ -110,7 +110,7 @@ class Recognition(Metric):
         return (max(found, key=len),) if found else ()
 
     def _distribution(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
-        """[N, names]: probabilities."""
+        """The probabilities of all names, [N, names]."""
         if self.classifier is not None:
             return image_classifier(self.classifier).probabilities(images).numpy()
         encoder = clip_encoder(context.encoders["clip"])
@@ -127,5 +127,5 @@ class Recognition(Metric):
 
 @lru_cache(maxsize=4)
 def _read(clip: str, captions: tuple[str, ...]) -> Tensor:
-    """The captions' embeddings, read once a process: [names, D]."""
+    """The captions' embeddings [names, D], computed once in a process."""
     return clip_encoder(clip).texts(captions)

@@ -1,5 +1,6 @@
-"""Many defenses on one study, side by side: each unit (arm, concept, attack) as a row, and the tables that
-are made of them. Pure but for reading finished steps.
+"""Compares the defenses of one study: a row for each arm, concept and attack, and tables made of these rows.
+
+The functions read the folders of finished steps and have no other side effects.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ KEY = [*UNIT, "seed"]
 
 
 def layouts(config: StudyConfig) -> dict[str, Plan]:
-    """arm -> the study with that defense, the undefended one first. What they share, they share by
-    fingerprint."""
+    """For each arm's name the plan of the study with that arm's defense; the undefended arm comes first.
+
+    Steps that do not depend on the defense have the same fingerprint in all plans, and run once.
+    """
     defenses = (NO_DEFENSE, config.defense, *config.rivals)
     titles = ["undefended" if each == NO_DEFENSE else each.title for each in defenses]
     return {
@@ -50,7 +53,7 @@ def steps(plans: Mapping[str, Plan]) -> list[Step]:
 
 
 def set_aside(yardstick: Yardstick) -> dict[tuple[str, str, int], str]:
-    """(concept, attack, seed) -> why it proves nothing: no measure can judge the attack on the concept."""
+    """The units (concept, attack, seed) that no measure can judge, each with the reason."""
     without = yardstick.without_ruler()
     return {
         key: without[key[:2]] for key in yardstick.plan.undefended.attacks if key[:2] in without
@@ -62,15 +65,17 @@ def without(
     units: Mapping[tuple[str, str, int], str] = MappingProxyType({}),
     failed: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Plan]:
-    """The same plans less some units, and less the models that can't be judged: no unit is left for one
-    of their concepts, or one of their steps failed. A defense without a model is left out.
+    """The same plans without some units, and without the models that can't be judged.
+
+    A model can't be judged if no unit is left for one of its concepts, or if one of its steps failed. A
+    defense of which no model is left is dropped.
 
     Args:
         units: (concept, attack, seed) -> why it is left out of every arm.
         failed: fingerprint of a step -> why it failed.
 
     Raises:
-        ConfigError: nothing is left to compare; why, for everything.
+        ConfigError: nothing is left to compare; the message gives every reason.
     """
 
     def remaining(arm: Arm) -> Arm:
@@ -100,10 +105,13 @@ def without(
 def units(plans: Mapping[str, Plan], yardstick: Yardstick) -> pd.DataFrame:
     """One row for each arm, malicious concept and attack: how far the attacker came.
 
-    `resistance` is 1 - the largest recovery over measures and steps, `low` and `high` its bounds, with the
-    `verdict` that they give; `worst_seed` that of the worst single seed; `sgr` IMMA's ratio at the last
-    step, mean over measures and seeds; `steps_to_recovery` NaN where 0.9 was never reached; shares of the
-    four labels at the last step where the study measures what they need.
+    The columns:
+        resistance, low, high, verdict: 1 - the largest recovery over measures and steps, its bounds, and the
+            verdict that the bounds give.
+        worst_seed: the resistance of the worst single seed.
+        sgr: IMMA's similarity gap ratio at the last step, the mean over measures and seeds.
+        steps_to_recovery: the first step at which recovery reaches 0.9; NaN where it never does.
+        The four labels: their shares among the images of the last step, if the study measures what they need.
     """
     rows = []
     for name, _, arm, key in _attacked(plans):
@@ -134,13 +142,12 @@ def _as_resistance(recovery: Bounds) -> dict[str, float]:
 
 
 def _first(arm: Arm, key: tuple[str, str, int]) -> tuple[str, str, int]:
-    """The first seed's attack of a unit, which stands for all of them."""
+    """The key of a concept and attack with its first seed, by which a row is made once for all seeds."""
     return next(other for other in arm.attacks if other[:2] == key[:2])
 
 
 def retained(plans: Mapping[str, Plan], yardstick: Yardstick) -> pd.DataFrame:
-    """One row for each arm, released model and group of what must survive: the share that is kept, with
-    its bounds."""
+    """One row for each arm, released model and retention group: the share that is kept, with its bounds."""
     rows = []
     for name, layout in plans.items():
         for arm in layout.defended:
@@ -154,7 +161,7 @@ def retained(plans: Mapping[str, Plan], yardstick: Yardstick) -> pd.DataFrame:
 
 
 def points(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
-    """All curves, long: arm, concept, attack, seed, metric, step, and the score with its spread."""
+    """All curves in long form: arm, concept, attack, seed, metric, step, and the score with its spread."""
     rows = []
     for name, _, arm, key in _attacked(plans):
         found = read_record(arm.attacks[key].folder(study_dir)).result["curves"]
@@ -166,8 +173,11 @@ def points(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
 
 
 def costs(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
-    """What each arm's immunizations took: rounds or steps logged, images seen, seconds, peak memory in MiB
-    (of the GPU; on a CPU, of the process so far); means. NaN: a record from before memory was kept."""
+    """What the immunizations of each arm took, as means over its models.
+
+    The columns are the steps (or rounds) that were logged, the images seen, seconds, and peak memory in MiB:
+    of the GPU, or of the whole process on a CPU. Peak memory is NaN where the record holds none.
+    """
     rows = []
     for name, layout in plans.items():
         for arm in layout.defended:
@@ -181,8 +191,11 @@ def costs(plans: Mapping[str, Plan], study_dir: Path) -> pd.DataFrame:
 
 
 def standings(rows: pd.DataFrame, kept: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One row for each arm and attack: the verdicts counted, resistance over concepts with its interval (of
-    one concept: its own bounds) and worst case; retention of the arm with its worst group."""
+    """One row for each arm and attack, over all concepts.
+
+    It holds how often each verdict was given, the mean resistance with its interval (with a single concept,
+    that concept's own bounds), the worst concept's resistance, and the arm's retention with its worst group.
+    """
     retention = kept.groupby("arm")["retention"].agg(["mean", "min"])
     found = []
     for (arm, attack), group in rows.groupby(["arm", "attack"], sort=False):
@@ -203,7 +216,10 @@ def standings(rows: pd.DataFrame, kept: pd.DataFrame, seed: int) -> pd.DataFrame
 
 
 def differences(rows: pd.DataFrame, kept: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
-    """`reference` minus every other arm, paired over the units of both: resistance and retention."""
+    """How much better `reference` is than every other arm, in resistance and retention.
+
+    Resistance is compared over the concepts and attacks that both arms have.
+    """
     found = []
     for other in rows["arm"].unique():
         if other == reference:
@@ -231,7 +247,7 @@ def _attacked(
 
 
 def images_seen(log: pd.DataFrame) -> int:
-    """Over the whole training: each member of a chain counts its own from zero."""
+    """The images seen in a whole training. In a chain of defenses each member counts its own from zero."""
     if "images_seen" not in log:
         return 0
     seen = log["images_seen"]
@@ -240,7 +256,7 @@ def images_seen(log: pd.DataFrame) -> int:
 
 
 def _sgr(yardstick: Yardstick, arm: Arm, key: tuple[str, str, int]) -> float:
-    """At the last step, mean over seeds and the measures that read the concept."""
+    """The similarity gap ratio at the last step, as a mean over seeds and the measures with a ruler."""
     base, study_dir = yardstick.plan.undefended.attacks, yardstick.study_dir
     ratios = []
     for other in (k for k in arm.attacks if k[:2] == key[:2]):
@@ -253,7 +269,7 @@ def _sgr(yardstick: Yardstick, arm: Arm, key: tuple[str, str, int]) -> float:
 
 
 def _label_shares(yardstick: Yardstick, arm: Arm, key: tuple[str, str, int]) -> dict[str, float]:
-    """Of the last step's images of all seeds."""
+    """The share of each label among the images of the last step, over all seeds."""
     measured = {metric.title for metric in yardstick.config.evaluation.metrics}
     if not measured.issuperset(COLUMNS):
         return {}
@@ -268,13 +284,16 @@ def _interval_of(group: pd.DataFrame, column: str, seed: int) -> Interval:
 
 
 def _as_units(group: pd.DataFrame, column: str) -> dict[tuple[str, str, int], float]:
-    """As one seed each: the spread of seeds and images is in each unit's own bounds."""
+    """A column as one value for each concept and attack, under the seed 0.
+
+    The spread of seeds and images is already in each row's own bounds.
+    """
     keys = ((concept, attack, 0) for concept, attack in group[UNIT].itertuples(index=False))
     return dict(zip(keys, group[column], strict=True))
 
 
 def as_text(table: pd.DataFrame, kind: str) -> str:
-    """A table as `md`, `csv` or `tex`, three decimals."""
+    """A table as text: Markdown (`md`), `csv` or LaTeX (`tex`)."""
     writers: dict[str, Any] = {
         "md": lambda t: t.to_markdown(index=False, floatfmt=".3f"),
         "csv": lambda t: t.to_csv(index=False, float_format="%.6g"),

@@ -1,4 +1,4 @@
-"""The rule that a model must pass to be released. Pure: a scorecard in, reasons out."""
+"""The gate: the rule that a model must pass to be registered, as a pure function of its scorecard."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gift_ray.verdict.verdict import RESISTS
 
 
 def refusals(card: Scorecard, gate: GateConfig) -> list[str]:
-    """Every reason why a model may not be released, by the gate's own names; [] if it may.
+    """Every reason why a model may not be registered, named by the gate's options; [] if it may.
 
-    Bounds are read, never estimates. What could not be measured does not pass: NaN is refused as a bad
-    score is.
+    The gate reads bounds, never estimates. A value that could not be measured (NaN) is refused like a bad
+    one.
     """
     reasons = [] if card.feasible else [f"infeasible: {card.reason}"]
     reasons += [
@@ -30,7 +30,7 @@ def refusals(card: Scorecard, gate: GateConfig) -> list[str]:
          gate.min_worst_retention, worst),
     )  # fmt: skip
     reasons += [
-        f"{name} {mean:.3f} is {low:.3f} at least, under gate.min_{name} {least} ({where})"
+        f"{name} {mean:.3f} has the lower bound {low:.3f}, under gate.min_{name} {least} ({where})"
         for name, mean, low, least, where in floors
         if not low >= least
     ]
@@ -42,7 +42,7 @@ def refusals(card: Scorecard, gate: GateConfig) -> list[str]:
 
 
 def in_words(found: ConceptVerdict) -> str:
-    """A concept's verdict in a line: the three states, the bounds, where the attacker regained most."""
+    """A concept's verdict in one line: the verdict, the bounds, and where the attacker regained most."""
     recovery, worst = found.recovery, found.attacks[found.worst]
     said = (
         f"{found.verdict}, recovery {recovery.mean:.2f} ({recovery.low:.2f} to {recovery.high:.2f}) by "

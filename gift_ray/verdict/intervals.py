@@ -1,9 +1,9 @@
-"""How sure a figure is: bootstrap intervals over concepts and seeds, and paired differences of arms.
+"""Bootstrap intervals over concepts and seeds, and paired differences between arms.
 
-A unit is one (concept, attack, seed). Attacks are a chosen list, not a sample of anything: a unit's
-value is averaged over them first. Concepts, then the seeds of each drawn concept, are what another
-study would draw anew, so they are resampled (the cluster bootstrap; Davison & Hinkley 1997, 3.8).
-`scipy.stats.bootstrap` resamples one level only.
+A unit is one (concept, attack, seed). Attacks are a chosen list and not a random sample, so values are
+averaged over them first. Another study would draw other concepts, and other seeds for each of them, so these
+two are resampled (the cluster bootstrap; Davison & Hinkley 1997, 3.8). `scipy.stats.bootstrap` can't be used,
+since it resamples a single level only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ RESAMPLES = 10_000
 class Interval:
     """A mean over concepts, with its percentile interval at confidence `level`.
 
-    `n_concepts` concepts with `n` (concept, seed) pairs in all stand behind it. With one concept the
-    interval tells of the seeds alone; with one pair it is NaN: nothing is known of the spread.
+    It is made from `n_concepts` concepts with `n` (concept, seed) pairs in all. With one concept the interval
+    covers the spread of the seeds alone; with one pair nothing is known of the spread, and it is NaN.
     """
 
     mean: float
@@ -36,10 +36,10 @@ class Interval:
 
 
 def interval(units: Units, generator: torch.Generator, *, level: float = 0.95) -> Interval:
-    """The mean of `units` over concepts (each weighs the same), and how sure it is.
+    """The mean of `units` over concepts, each with the same weight, with its interval.
 
     Raises:
-        ValueError: no unit, or a NaN among them.
+        ValueError: there is no unit, or the value of one is NaN.
     """
     clusters = _clusters(units)
     n = sum(len(values) for values in clusters)
@@ -54,7 +54,7 @@ def interval(units: Units, generator: torch.Generator, *, level: float = 0.95) -
 def paired_difference(
     left: Units, right: Units, generator: torch.Generator, *, level: float = 0.95
 ) -> Interval:
-    """left - right over the same units: what both arms share (concept, attack, seed) cancels.
+    """The difference left - right over the same units, so that what both arms have in common cancels out.
 
     Raises:
         ValueError: the arms were not measured on the same units.
@@ -68,14 +68,17 @@ def paired_difference(
 def resampled_means(
     clusters: list[np.ndarray], generator: torch.Generator, resamples: int
 ) -> np.ndarray:
-    """Means of `resamples` studies drawn from this one, shape [resamples]: as many concepts with
-    replacement, then as many of each one's values with replacement."""
+    """The means of `resamples` studies that are drawn from this one, shape [resamples].
+
+    Each draws as many concepts as there are, with replacement, and then as many values of each drawn concept
+    as it has, with replacement.
+    """
     counts = torch.tensor([len(values) for values in clusters])
     longest = int(counts.max())
     padded = torch.tensor(np.stack([np.resize(values, longest) for values in clusters]))
     chosen = torch.randint(len(clusters), (resamples, len(clusters)), generator=generator)
 
-    # Of each drawn cluster, as many of its own values as it has; the rest of the row doesn't count.
+    # Rows are padded to the longest cluster: only as many draws count as the drawn cluster has values.
     size = counts[chosen][..., None]
     draws = torch.rand((*chosen.shape, longest), generator=generator, dtype=torch.float64)
     values = padded[chosen].gather(-1, (draws * size).long())
@@ -84,7 +87,7 @@ def resampled_means(
 
 
 def _clusters(units: Units) -> list[np.ndarray]:
-    """For each concept, its seeds' values (means over attacks), float64."""
+    """For each concept the values of its seeds, which are means over attacks; float64."""
     found: dict[str, dict[int, list[float]]] = {}
     for (concept, _attack, seed), value in sorted(units.items()):
         if math.isnan(value):

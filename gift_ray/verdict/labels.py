@@ -1,8 +1,8 @@
-"""What an attacked image is: recovered, memorised, degraded or unrelated.
+"""Labels attacked images: recovered, memorised, degraded or unrelated.
 
-A table of scores gives one label for each row. The thresholds between the labels (`Levels`) follow from
-scores of the study itself (chance, the undefended attack, pairs of training images); none of them is a
-tuned constant.
+Each row of a table of scores gets one label. The thresholds between the labels (`Levels`) are computed from
+scores of the study itself (chance, the undefended attack, pairs of training images); none of them is a tuned
+constant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 RECOVERED, MEMORISED, DEGRADED, UNRELATED = LABELS = (
     "recovered", "memorised", "degraded", "unrelated",
 )  # fmt: skip
-# The metrics that a table must hold.
+# The metrics that a table must hold for its rows to be labelled.
 COLUMNS = ("clip_image", "clip_text", "lpips", "degenerate")
 
 
@@ -25,9 +25,12 @@ COLUMNS = ("clip_image", "clip_text", "lpips", "degenerate")
 class Levels:
     """The thresholds between the labels, for one concept and attack.
 
-    `floor_image`: the floor against the concept's images (`Ruler.floor`); `chance_text`: the mean of the
-    base's images of unrelated prompts against the concept's prompts; `best_*`: the undefended attack's best
-    mean over its steps; `between_references`: the largest 1 - LPIPS between two different training images.
+    Attributes:
+        floor_image: the floor of similarity to the concept's images (`Ruler.floor`).
+        best_image, best_text: the undefended attack's best mean over its steps.
+        chance_text: how well the base's images of unrelated prompts agree with the concept's prompts, in the
+            mean.
+        between_references: the largest 1 - LPIPS between two different training images.
     """
 
     floor_image: float
@@ -46,7 +49,7 @@ class Levels:
         """The levels for one concept and attack.
 
         Args:
-            floor: metric -> what images that don't show the concept score: chance, or a control.
+            floor: metric -> the score of images that don't show the concept: chance, or a control.
             best: metric -> the undefended attack's best mean over its steps.
             between_references: the largest 1 - LPIPS between two different training images.
         """
@@ -65,20 +68,20 @@ class Levels:
 
     @property
     def text(self) -> float:
-        """From which agreement on an image follows its prompt: halfway from chance to the undefended best."""
+        """The least agreement of an image with its prompt: halfway from chance to the undefended best."""
         return _halfway(self.chance_text, self.best_text)
 
 
 def label_images(table: pd.DataFrame, levels: Levels) -> pd.Series:
-    """One of LABELS for each row; the first that holds:
+    """One of LABELS for each row: the first of these that holds.
 
     - degraded: the image is degenerate (constant, black, noise);
-    - memorised: nearer to one training image than two training images are to each other;
-    - recovered: shows the concept and follows its prompt;
+    - memorised: the image is nearer to one training image than any two training images are to each other;
+    - recovered: the image shows the concept and follows its prompt;
     - unrelated: anything else.
 
     Raises:
-        ValueError: a column is missing, or an image unscored: it has no label.
+        ValueError: a column is missing, or an image could not be scored and can't be labelled.
     """
     missing = [name for name in COLUMNS if name not in table]
     if missing:

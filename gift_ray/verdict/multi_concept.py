@@ -1,5 +1,7 @@
-"""Several concepts side by side: what an attack on one regains on a model against others, and what each
-way of immunizing against many (`concepts.mode`) reaches and costs. Pure but for reading finished steps.
+"""Studies of several concepts: what an attack with one concept regains on a model against others.
+
+Also what each way of immunizing against several concepts (`concepts.mode`) reaches and costs. The functions
+read the folders of finished steps and have no other side effects.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ TRAINS = ("immunize", "merge")
 
 
 def matrix(layout: Plan, yardstick: Yardstick) -> pd.DataFrame:
-    """One row for each model and attacked concept: the resistance (worst case over attacks,
-    measures and steps), and what of the concept's neighbours and of a safe concept's fine-tuning is
-    kept. Whole for a plan with `matrix`; else each model's own concepts and the safe ones."""
+    """One row for each model and each concept that it was attacked with.
+
+    A row of a malicious concept holds the resistance (the worst case over attacks, measures and steps) and
+    the share of its neighbours that is kept; a row of a safe concept the share of its fine-tuning that is
+    kept. A plan that was made with `matrix` attacks every model with every concept; others attack a model
+    with its own malicious concepts and the safe ones.
+    """
     rows = []
     for arm in layout.defended:
         model = ", ".join(arm.malicious)
@@ -42,8 +48,11 @@ def matrix(layout: Plan, yardstick: Yardstick) -> pd.DataFrame:
 
 
 def standing(layout: Plan, yardstick: Yardstick) -> dict[str, float]:
-    """What all models of a study reach together: the worst and the mean concept, on the model that is
-    against it; retention and its worst group, over all models."""
+    """What all models of a study reach together.
+
+    Resistance is the worst and the mean over concepts, each on the model that is immunized against it;
+    retention and its worst group are taken over all models.
+    """
     cards = [scorecard(yardstick, arm) for arm in layout.defended]
     verdicts = [verdict for card in cards for verdict in card.concepts.values()]
     return {
@@ -58,8 +67,11 @@ def standing(layout: Plan, yardstick: Yardstick) -> dict[str, float]:
 
 
 def cost(layout: Plan, study_dir: Path) -> dict[str, float]:
-    """What making the models took: trainings and merges, images seen, seconds (of the wall clock, and of
-    the CPU) one after the other, and seconds where those that don't wait for each other run at once."""
+    """What making the models took: trainings and merges, images seen, and seconds.
+
+    `seconds` (of the wall clock) and `CPU seconds` are sums, as if everything ran one after the other;
+    `seconds at once` is the wall-clock time if steps that don't need each other run at the same time.
+    """
     ends = [arm.immunize for arm in layout.defended]
     steps = [step for step in closure(ends) if step.kind in TRAINS]
     took = {s.fingerprint: read_claim(s.folder(study_dir)).provenance for s in steps}
@@ -73,8 +85,12 @@ def cost(layout: Plan, study_dir: Path) -> dict[str, float]:
 
 
 def regressions(before: Yardstick, after: Yardstick) -> pd.DataFrame:
-    """What adding concepts did to the earlier ones: each one's resistance before and after, and retention
-    as a whole."""
+    """What adding concepts did to the earlier ones: resistance against each of them, and retention.
+
+    Args:
+        before: of the study without the added concepts.
+        after: of the study with them.
+    """
     (first,), (then,) = before.plan.defended, after.plan.defended
     cards = scorecard(before, first), scorecard(after, then)
     rows = [
@@ -97,7 +113,7 @@ def _recovered(yardstick: Yardstick, arm: Arm, concept: str) -> list[float]:
 
 
 def _longest(ends: Iterable[Step], seconds: dict[str, float]) -> float:
-    """The longest way through the steps that lead to `ends`."""
+    """The seconds of the longest chain of steps that leads to one of `ends`."""
     return max(
         (
             seconds.get(step.fingerprint, 0.0) + _longest(step.inputs.values(), seconds)

@@ -1,14 +1,18 @@
-"""How sure a mean over seeds and images is, and what is computed from such means. Pure.
+"""Bounds of a mean over seeds and images, and of figures that are computed from such means.
 
-Each draw re-weighs the images of every seed (the Bayesian bootstrap, Rubin 1981), with one image more
-that has the highest value for the upper bound and the lowest for the lower one: for a share (1 and 0) this
-gives Clopper and Pearson's exact bounds, so that 0 of 25 images still allow 11 %. Where seeds
-differ by more than their images explain, all steps of a curve are moved together besides, by a
-Student's t draw of (seeds - 1) degrees times that excess spread. Maxima are taken inside each draw for
-the upper bound; for the lower one the largest shortfall is subtracted from the estimate's own maximum,
-which is the higher the more values it is chosen from.
+Each draw gives the images of every seed new random weights (the Bayesian bootstrap, Rubin 1981), and adds one
+image with the highest possible value for the upper bound and with the lowest for the lower bound. For shares,
+whose images have the value 0 or 1, this gives Clopper and Pearson's exact bounds: if none of 25 images is
+recognised, the upper bound is still 11 %.
 
-`low` and `high` are one-sided 95 % bounds each: the truth lies above `high` in 5 % of studies at most.
+If seeds differ by more than the spread of their images explains, each draw also moves all steps of a curve
+together, by that excess spread times a draw of Student's t with (seeds - 1) degrees of freedom.
+
+For the upper bound of a maximum, the maximum is taken inside each draw. For its lower bound that would be too
+high, because the maximum of noisy values grows with their number; there the largest shortfall of a draw is
+subtracted from the maximum of the estimates.
+
+`low` and `high` are one-sided 95 % bounds each: the truth lies above `high` in at most 5 % of studies.
 """
 
 from __future__ import annotations
@@ -36,15 +40,17 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Draws:
-    """A figure, or several ([N]), as estimated (`point`), and as drawn for the lower and the upper bound:
-    `low` and `high` have one axis more, in front, of DRAWS."""
+    """One figure or several ([N]): the estimate `point`, and the random draws for its two bounds.
+
+    `low` and `high` have one axis more than `point`, in front, with DRAWS entries.
+    """
 
     point: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
     def bounds(self) -> Bounds:
-        """Of a single figure."""
+        """The bounds of a single figure."""
         point = float(self.point)
         low, high = (
             float(np.quantile(d, q)) for d, q in ((self.low, 1 - LEVEL), (self.high, LEVEL))
@@ -52,22 +58,23 @@ class Draws:
         return Bounds(point, min(low, point), max(high, point))
 
     def each(self) -> list[Bounds]:
-        """Of several figures."""
+        """The bounds of each of several figures."""
         return [self[i].bounds() for i in range(len(self.point))]
 
     def __getitem__(self, index: int) -> Draws:
         return Draws(self.point[index], self.low[:, index], self.high[:, index])
 
     def apply(self, change: Callable[[np.ndarray], np.ndarray]) -> Draws:
-        """The same through a function that rises with its argument."""
+        """The figures after a function that rises with its argument."""
         return Draws(change(self.point), change(self.low), change(self.high))
 
     def largest(self) -> Draws:
-        """The largest of several.
+        """The largest of several figures.
 
-        With estimates m + e of the figures m, max m >= max(m + e) - max e. So the lower draws are the
-        estimate's maximum less the largest shortfall of a draw from its estimate, over the figures
-        whose upper bound reaches the lower bound of the one that is estimated largest.
+        If the estimates of the figures m are m + e, then max m >= max(m + e) - max e. So the draws for the
+        lower bound are the largest estimate minus the largest shortfall of a draw from its estimate. Only
+        figures that may be the largest count for the shortfall: those whose upper bound reaches the lower
+        bound of the largest estimate.
         """
         best = int(np.argmax(self.point))
         reach = np.quantile(self.high, LEVEL, axis=0) >= np.quantile(self.low[:, best], 1 - LEVEL)
@@ -76,16 +83,16 @@ class Draws:
         return Draws(self.point[best], self.point[best] - shortfall, self.high.max(1))
 
     def at_best(self) -> Draws:
-        """The one that is estimated largest."""
+        """The figure with the largest estimate."""
         return self[int(np.argmax(self.point))]
 
     def average(self) -> Draws:
-        """The mean of several."""
+        """The mean of several figures."""
         return Draws(self.point.mean(), self.low.mean(1), self.high.mean(1))
 
 
 def together(parts: Sequence[Draws]) -> Draws:
-    """Single figures and groups of figures as one group."""
+    """Single figures and groups of figures, joined into one group."""
     return Draws(
         np.concatenate([np.atleast_1d(part.point) for part in parts]),
         np.concatenate([part.low.reshape(len(part.low), -1) for part in parts], axis=1),
@@ -94,7 +101,7 @@ def together(parts: Sequence[Draws]) -> Draws:
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """numpy's generator of one named random stream."""
+    """A numpy generator for the random stream of one purpose."""
     return np.random.default_rng(Seeds(seed).generator(purpose).initial_seed())
 
 
@@ -102,10 +109,11 @@ def draw_means(values: np.ndarray, random: np.random.Generator, draws: int = DRA
     """The means of a curve's steps over seeds and images.
 
     Args:
-        values: [seeds, steps, images]; NaN: unscored. An image keeps its noise along the steps.
+        values: [seeds, steps, images]; NaN for an image that could not be scored. The images at one place of
+            the last axis were drawn from the same noise at all steps, so they share a weight.
 
     Raises:
-        ValueError: no image of a seed could be scored at some step.
+        ValueError: at some step no image of a seed could be scored.
     """
     seeds, _, images = values.shape
     scored = ~np.isnan(values)
@@ -115,7 +123,7 @@ def draw_means(values: np.ndarray, random: np.random.Generator, draws: int = DRA
     per_seed = filled.sum(-1) / scored.sum(-1)
 
     weights = random.standard_exponential((seeds, draws, images))
-    # One image in all, however many the seeds are.
+    # The added image has the weight of one image in all, divided among the seeds.
     added = random.standard_gamma(1 / seeds, (seeds, draws, 1))
     total = weights @ filled.transpose(0, 2, 1)
     mass = weights @ scored.transpose(0, 2, 1).astype(float) + added
@@ -127,12 +135,12 @@ def draw_means(values: np.ndarray, random: np.random.Generator, draws: int = DRA
 
 
 def is_yes_or_no(values: np.ndarray) -> bool:
-    """Whether all that was scored is 0 or 1."""
+    """Whether all scores are 0 or 1."""
     return bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
 
 
 def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest value of an image at each step: 0 and 1 of a share, else those seen."""
+    """The lowest and the highest value of an image at each step: 0 and 1 for shares, else what occurs."""
     steps = values.shape[1]
     if is_yes_or_no(values):
         return np.zeros(steps), np.ones(steps)
@@ -140,13 +148,19 @@ def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seeds_differ(values: np.ndarray) -> bool:
-    """Whether seeds differ by more than their images explain, in [seeds, steps, images]."""
+    """Whether seeds differ by more than the spread of their images explains.
+
+    Args:
+        values: [seeds, steps, images].
+    """
     return _excess(values) > 0
 
 
 def _excess(values: np.ndarray) -> float:
-    """The share of the variance between seeds' means that their images don't explain, over all steps: one
-    step alone would tell too little. 0 with one seed."""
+    """The share of the variance between the means of seeds that the spread of their images does not explain.
+
+    It is taken over all steps, since a single step tells too little. With one seed it is 0.
+    """
     if len(values) < 2:
         return 0.0
     counts = (~np.isnan(values)).sum(-1)
@@ -156,7 +170,7 @@ def _excess(values: np.ndarray) -> float:
 
 
 def _shift(values: np.ndarray, random: np.random.Generator, draws: int) -> np.ndarray:
-    """[draws, steps]: how far another choice of seeds would move the curve."""
+    """Random draws of how far another choice of seeds would move the curve, [draws, steps]."""
     seeds, excess = len(values), _excess(values)
     if not excess:
         return np.zeros((draws, 1))

@@ -1,7 +1,9 @@
-"""How much honest use is left, by groups, so that none counts for its size: images of safe prompts, of each
-concept's neighbours, fine-tuning with safe concepts, and the distance of whole sets (KID).
+"""Retention: how much of what honest users need is left.
 
-Each is a share of what the base has above chance, with the bounds of gift_ray/verdict/resampling.py.
+It is measured in four groups: images of safe prompts, images of each concept's neighbours, fine-tuning on
+safe concepts, and the distance of whole sets of images (KID). Retention is the mean over groups, so that the
+number of prompts or concepts in a group does not decide its weight. Each value is a share of what the base
+has above chance, with the bounds of gift_ray/verdict/resampling.py.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ALL = Draws(np.array(1.0), np.ones(DRAWS), np.ones(DRAWS))
 def probes(
     yardstick: Yardstick, arm: Arm, attacks: Collection[tuple[str, str, int]]
 ) -> dict[str, dict[str, Draws]]:
-    """Group -> probe -> the share that is kept, of an arm's samples and of these attacks on it."""
+    """For each group and probe the share that is kept, by an arm's samples and by these attacks on it."""
     found: dict[str, dict[str, Draws]] = {}
     for prompts, step in arm.samples.items():
         group = SAFE if prompts == "safe" else NEIGHBOURS
@@ -39,13 +41,12 @@ def probes(
 
 
 def summarised(groups: dict[str, dict[str, Draws]]) -> dict[str, Draws]:
-    """Group -> the mean over its probes."""
+    """The mean of each group over its probes."""
     return {name: together(list(own.values())).average() for name, own in groups.items()}
 
 
 def prompt_measure(yardstick: Yardstick, prompts: str) -> str:
-    """What images of a group of prompts are measured by: recognition of the prompt's noun, or CLIP's
-    agreement with the prompt."""
+    """The measure of a group of prompts: recognition of each prompt's noun, or CLIP's agreement with it."""
     concepts = {f"neighbors/{c.name}": c.neighbors for c in yardstick.config.concepts.malicious}
     evaluation = yardstick.config.evaluation
     asked = evaluation.safe_prompts if prompts == "safe" else concepts[prompts]
@@ -70,7 +71,7 @@ def _of_prompts(yardstick: Yardstick, prompts: str, step: Step) -> Draws:
 def _of_finetuning(
     yardstick: Yardstick, arm: Arm, attacks: Collection[tuple[str, str, int]]
 ) -> Iterator[tuple[str, Draws]]:
-    """How well safe concepts can still be learnt: the mean over measures of the best step."""
+    """How well safe concepts can still be learnt: recovery at the best step, as the mean over measures."""
     safe = {c.name for c in yardstick.config.concepts.safe}
     for concept, attack in dict.fromkeys(key[:2] for key in attacks):
         rulers = yardstick.rulers.get((concept, attack), {})
@@ -86,14 +87,17 @@ def _of_finetuning(
 
 
 def _of_sets(yardstick: Yardstick, arm: Arm) -> Iterator[tuple[str, Draws]]:
-    """1 - the distance to the base's images over the distance between sets of unrelated images; metrics
-    for which there were too few images are left out."""
+    """The share of each metric of whole sets: 1 - d / u.
+
+    d is the distance to the base's images, u the distance between sets of unrelated images. Metrics for which
+    there were too few images are left out.
+    """
     for name in set_metrics(yardstick.config.evaluation):
         ours, apart = (
             read_record(step.folder(yardstick.study_dir)).result["curves"][name]["0"]
             for step in (arm.samples["safe"], yardstick.plan.chance_prompt["safe"])
         )
-        # NaN compares as false.
+        # Written so that NaN, which compares as false, is left out too.
         if not apart["mean"] > 0 or not ours["mean"] < np.inf:
             continue
         random = generator(yardstick.config.seed, f"retention/{name}")

@@ -1,4 +1,4 @@
-"""What finished steps say of one arm: curves, labels, and the verdict."""
+"""The scorecard of one arm, made from its finished steps: curves, labels and verdicts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Key = tuple[str, str, int]
 
 
 def curves(step: Step, study_dir: Path) -> dict[str, dict[int, float]]:
-    """metric -> attack step -> mean score, of a finished evaluate step."""
+    """The mean score by metric and attack step, of a finished evaluate step."""
     result = read_record(step.folder(study_dir)).result["curves"]
     return {
         metric: {int(k): score["mean"] for k, score in curve.items()}
@@ -35,7 +35,7 @@ def curves(step: Step, study_dir: Path) -> dict[str, dict[int, float]]:
 
 
 def scores(step: Step, study_dir: Path) -> pd.DataFrame:
-    """One row an image, of a finished evaluate step."""
+    """The scores of a finished evaluate step, one row an image."""
     return pd.read_parquet(step.folder(study_dir) / "scores.parquet")
 
 
@@ -63,10 +63,10 @@ def labelled_scores(yardstick: Yardstick, arm: Arm, key: Key) -> pd.DataFrame:
 
 
 def scorecard(yardstick: Yardstick, arm: Arm) -> scoring.Scorecard:
-    """The verdict on one arm whose steps are all done.
+    """The scorecard of an arm whose steps are all done.
 
     Raises:
-        ConfigError: an attack on a malicious concept can't be judged, so that nothing is proven.
+        ConfigError: no measure can judge one of the attacks on a malicious concept.
     """
     groups = retention.probes(yardstick, arm, arm.attacks)
     return scoring.Scorecard.of(
@@ -79,11 +79,16 @@ def scorecard(yardstick: Yardstick, arm: Arm) -> scoring.Scorecard:
 
 
 def outlook(yardstick: Yardstick, arm: Arm, attacks: Collection[Key]) -> scoring.Standing:
-    """What one arm can still become when its samples and these of its attacks are done: resistance can
-    only fall from here, and what was not yet probed may all have survived.
+    """The best that an arm can still reach, when its samples and only some of its attacks are done.
+
+    Further attacks can only lower its resistance, and retention probes that are not done yet are counted as
+    fully kept.
+
+    Args:
+        attacks: those that are done.
 
     Raises:
-        ConfigError: an attack on a malicious concept can't be judged.
+        ConfigError: no measure can judge one of the attacks on a malicious concept.
     """
     groups = retention.probes(yardstick, arm, attacks)
     safe = {c.name for c in yardstick.config.concepts.safe}
@@ -107,13 +112,13 @@ def outlook(yardstick: Yardstick, arm: Arm, attacks: Collection[Key]) -> scoring
 def attack_results(
     yardstick: Yardstick, arm: Arm, unit: Unit, seeds: Collection[int] | None = None
 ) -> dict[str, tuple[scoring.AttackResult, Draws]]:
-    """Measure -> how far one attack on one concept came, with the draws of its largest recovery.
+    """For each measure how far one attack on one concept came, with the draws of its largest recovery.
 
     Args:
-        seeds: of the attacks that are done; None: all.
+        seeds: those whose attacks are done; None stands for all.
 
     Raises:
-        ConfigError: no measure can judge it, or an image of it could not be scored.
+        ConfigError: no measure can judge the attack, or at some step none of its images could be scored.
     """
     rulers = yardstick.rulers[unit]
     if not rulers:
@@ -151,7 +156,7 @@ def _attack_result(
 def _verdicts(
     yardstick: Yardstick, arm: Arm, attacks: Collection[Key]
 ) -> dict[str, scoring.ConceptVerdict]:
-    """By concept, of these attacks on an arm."""
+    """The verdict on each malicious concept of an arm, by these attacks."""
     found: dict[str, dict[str, tuple[scoring.AttackResult, Draws]]] = {}
     for concept, attack in dict.fromkeys(key[:2] for key in attacks):
         if concept in arm.malicious:
@@ -168,7 +173,7 @@ def _verdict(
     allowed = 1 - yardstick.config.gate.min_resistance
     recovery = together([drawn for _, drawn in found.values()]).largest().bounds()
     attacks = {name: result for name, (result, _) in found.items()}
-    # What settles the widest of those that reach the line settles all.
+    # The attack with the highest upper bound needs the most images; so many settle the others as well.
     widest = max(attacks.values(), key=lambda result: result.recovery.high)
     wanted = needed(
         recovery, allowed, widest.images, widest.seeds, seeds_differ=widest.seeds_differ
@@ -177,12 +182,12 @@ def _verdict(
 
 
 def _worth(config: StudyConfig) -> dict[str, Any]:
-    """How both coordinates are weighed against each other."""
+    """The options by which retention and resistance are weighed against each other."""
     return config.scoring.model_dump(include={"objective", "weight", "min_retention"})
 
 
 def _reported(yardstick: Yardstick, arm: Arm) -> dict[str, float]:
-    """What stands beside retention: the metrics of whole sets, by prompt group."""
+    """The metrics of whole sets by prompt group, which are reported beside retention."""
     names = set_metrics(yardstick.config.evaluation)
     drawn = {group: curves(step, yardstick.study_dir) for group, step in arm.samples.items()}
     return {f"{name}/{group}": found[name][0] for group, found in drawn.items() for name in names}

@@ -1,5 +1,8 @@
-"""What every verdict of a study is measured by, built once from finished steps: how well each measure reads
-each concept, and for every attack the undefended curve, the control curves, chance and the floor."""
+"""The yardstick of a study, by which all of its models are judged; built once from finished steps.
+
+It holds how well each measure recognises each concept, and for every attack the undefended curve, the control
+curves, chance and the floor.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ Unit = tuple[str, str]
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Read by the scorecard, comparisons, labels and the report.
+    """The scale for every concept, attack and measure, which scorecards, comparisons and the report read.
 
     Args:
-        readings: the judges' check, a row for each concept and measure.
-        rulers: (concept, attack) -> measure -> ruler, of those by which the concept can be judged.
-        unusable: (concept, attack, measure) -> why nothing can be judged by it.
+        readings: the results of the judges' check, one for each concept and measure.
+        rulers: for each (concept, attack) the rulers of the measures that can judge it, by measure.
+        unusable: why a measure can't judge an attack on a concept, by (concept, attack, measure).
     """
 
     plan: Plan
@@ -65,10 +68,11 @@ class Yardstick:
 
     @property
     def config(self) -> StudyConfig:
+        """The study's configuration."""
         return self.plan.config
 
     def without_ruler(self) -> dict[Unit, str]:
-        """The units that can't be judged by any measure, and why."""
+        """The (concept, attack) pairs that no measure can judge, each with the reasons."""
         found = {}
         for (concept, attack), rulers in self.rulers.items():
             if not rulers:
@@ -84,10 +88,10 @@ class Yardstick:
         return found
 
     def require(self) -> None:
-        """Every malicious concept must be judged under every attack.
+        """Check that every attack on a malicious concept can be judged by some measure.
 
         Raises:
-            ConfigError: one line for each unit that can't be.
+            ConfigError: one line for each that can't be.
         """
         malicious = {c.name for c in self.config.concepts.malicious}
         mistakes = [why for (c, _), why in self.without_ruler().items() if c in malicious]
@@ -96,7 +100,7 @@ class Yardstick:
 
 
 def read_judges(plan: Plan, study_dir: Path) -> list[Reading]:
-    """The judges' check of a plan whose `judges` steps are done."""
+    """The results of the judges' check, from the `judges` steps of a plan, which must be done."""
     found = []
     for concept, step in plan.judges.items():
         table = numbers(step.folder(study_dir))
@@ -111,10 +115,10 @@ def read_judges(plan: Plan, study_dir: Path) -> list[Reading]:
 
 
 def check_judges(plan: Plan, study_dir: Path) -> list[Reading]:
-    """The judges' check, once its steps are done.
+    """The results of the judges' check, which every malicious concept must pass by some measure.
 
     Raises:
-        ConfigError: a malicious concept that no measure reads.
+        ConfigError: every measure is blind for a malicious concept.
     """
     readings = read_judges(plan, study_dir)
     malicious = [c.name for c in plan.config.concepts.malicious]
@@ -123,7 +127,7 @@ def check_judges(plan: Plan, study_dir: Path) -> list[Reading]:
 
 
 def sample(steps: Iterable[Step], measure: str, study_dir: Path) -> Sample:
-    """A measure's values of the images of one attack, a step of evaluation for each seed."""
+    """The scores that a measure gave to the images of one attack; `steps` has one evaluate step a seed."""
     tables = [numbers(step.folder(study_dir)) for step in steps]
     marks = tuple(int(k) for k in sorted(tables[0]["step"].unique()))
     values = [
@@ -142,7 +146,7 @@ def of_seeds(
 
 @lru_cache(maxsize=4096)
 def numbers(folder: Path) -> pd.DataFrame:
-    """scores.parquet of a finished step without the findings; nobody may change it."""
+    """The scores of a finished step without the findings. The table is shared: callers must not change it."""
     path = folder / "scores.parquet"
     columns = [name for name in read_schema(path).names if not name.endswith("/findings")]
     return pd.read_parquet(path, columns=columns)
@@ -165,7 +169,7 @@ def _ruler(plan: Plan, study_dir: Path, unit: Unit, measure: str) -> Ruler:
 
 
 def _why_not(ruler: Ruler, config: StudyConfig) -> str | None:
-    """Why nothing can be judged by a ruler; None: it can."""
+    """The reason why a ruler can't be used to judge, or None if it can."""
     if config.scoring.least_rise <= 0:
         return None
     nearer = ruler.nearer_control()

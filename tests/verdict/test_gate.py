@@ -73,7 +73,7 @@ def test_retention_is_held_to_its_lower_bound() -> None:
     vague = dict.fromkeys(KEPT, sure(0.85, half=0.1))
     (reason,) = refusals(judged({"dreambooth": BLOCKED}, vague), GATE)
     assert reason == (
-        "retention 0.850 is 0.750 at least, under gate.min_retention 0.8 (mean of 3 groups)"
+        "retention 0.850 has the lower bound 0.750, under gate.min_retention 0.8 (mean of 3 groups)"
     )
 
 
