@@ -1,4 +1,4 @@
-"""One attempt at a step: fetch what it reads, do it, send what it leaves.
+"""One attempt at a step: fetch the folders that it reads, do its work, send its own folder to storage.
 
 A lock keeps two runs that need the same step from doing it twice.
 """
@@ -29,7 +29,7 @@ def done_once(
 
     Args:
         work: does the step, on any machine.
-        cancelled: ends the waiting.
+        cancelled: tells whether to stop waiting for another run.
     """
     folder = step.folder(storage.study_dir)
     if not storage.fetch_step(folder):
@@ -38,18 +38,22 @@ def done_once(
                 work()
                 storage.fetch_step(folder)
                 return True
-    # Other nodes need it too, and the process that finished it may have been killed before it was sent.
+    # The process that finished the step may have been killed before it sent the folder, which other nodes
+    # need.
     storage.send_step(folder)
     return False
 
 
 def attempt(step: Step, storage: Storage, journal: Journal | None = None) -> GiftError | None:
-    """Execute a step; returns the error of a failure that doing it again would not help."""
+    """Execute a step. Returns the error if it fails in a way that another attempt would not help."""
     return _tried(step, storage, lambda: _execute_and_send(step, storage, journal))
 
 
 def assist(step: Step, storage: Storage, journal: Journal) -> GiftError | None:
-    """Train beside the worker that attempts the step, without a result; errors are returned likewise."""
+    """Take part in the training of a step that another worker attempts; leaves no result.
+
+    Errors are returned as by `attempt`.
+    """
 
     def work() -> None:
         step.assist(verified_inputs(step, storage.study_dir), journal)
@@ -71,7 +75,8 @@ def _tried(step: Step, storage: Storage, work: Callable[[], None]) -> GiftError 
         return type(error)(*(f"{step.label}: {line}" for line in error.mistakes))
     except torch.cuda.OutOfMemoryError:
         if parallel.workers()[1] > 1:
-            raise  # The other workers wait for this one's gradients: Train has to end them.
+            # The other workers are waiting for this one's gradients, so that Ray Train has to end them.
+            raise
         return UnitFailed(
             f"{step.label}: out of GPU memory; lower train_batch_size, or set "
             "model.gradient_checkpointing"

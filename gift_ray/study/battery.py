@@ -1,6 +1,8 @@
-"""A battery: a dated list of attacks for a study's confirmation, which no defense saw while it was chosen.
-Learning rates and steps stand in its file as multiples of the study's own, since these differ by decades
-between models: `confirm: {battery: 2026-11}`, or the path of a file in the same form.
+"""A battery: a dated list of attacks for the confirmation of a study, which the search did not use.
+
+A study asks for it by its date, `confirm: {battery: 2026-11}`, or by the path of a file in the same form. The
+file gives learning rates and steps as multiples of the study's own, since suitable rates differ by factors of
+ten and more between models.
 """
 
 from __future__ import annotations
@@ -21,13 +23,20 @@ from gift_ray.config.yaml_text import read_yaml
 from gift_ray.errors import ConfigError
 
 FOLDER = Path(__file__).with_name("batteries")
-# What an attack of the battery takes from the study's own.
+# The options that an attack of the battery takes from the study's own attack: multiplied, and as they are.
 SCALED = ("learning_rate", "max_train_steps")
 TAKEN = ("train_batch_size", "num_evaluations")
 
 
 class Entry(Part):
-    """One kind of attacker. `shares` are options counted in steps, as shares of the attack's steps."""
+    """One kind of attacker.
+
+    Attributes:
+        rates: factors of the learning rate; there is one attack for each.
+        steps: the factor of the number of steps.
+        shares: options that count steps, each given as a share of the attack's steps.
+        benign: whether the attack has benign images beside the concept's.
+    """
 
     label: str
     attack: str
@@ -39,16 +48,16 @@ class Entry(Part):
 
 
 class Battery(Part):
-    """The attackers."""
+    """The contents of a battery's file."""
 
     attacks: tuple[Entry, ...] = Field(min_length=1)
 
 
 def with_battery(config: StudyConfig) -> StudyConfig:
-    """The study with the attacks of `confirm.battery` behind those of `confirm.attacks`.
+    """The study with the attacks of `confirm.battery` added after those of `confirm.attacks`.
 
     Raises:
-        ConfigError: there is no such battery, its file is wrong, or its attacks don't fit the study.
+        ConfigError: there is no such battery, its file has mistakes, or its attacks don't fit the study.
     """
     if config.confirm is None or config.confirm.battery is None:
         return config
@@ -71,10 +80,10 @@ def with_battery(config: StudyConfig) -> StudyConfig:
 
 
 def read(name: str) -> Battery:
-    """A battery by its date, or by its path.
+    """Read a battery, given its date or the path of its file.
 
     Raises:
-        ConfigError: not found, or not a battery.
+        ConfigError: there is no such file, or it does not hold a battery.
     """
     path = (
         Path(name).expanduser()
@@ -100,7 +109,7 @@ def read(name: str) -> Battery:
 
 
 def described(config: StudyConfig) -> list[str]:
-    """What the confirmation attacks with, a line each; [] without a battery."""
+    """The attacks of the confirmation, one line each; [] without a battery."""
     confirm = config.confirm
     if confirm is None or confirm.battery is None:
         return []
@@ -117,14 +126,14 @@ def _line(attack: AttackConfig) -> str:
 
 
 def _in_short(value: Any) -> str:
-    """An option's value in one line; a source by its name."""
+    """An option's value on one line; a source is shown by its name."""
     if isinstance(value, dict):
         return str(value["name"])
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _attacks(entry: Entry, config: StudyConfig) -> list[dict[str, Any]]:
-    """The attacks of an entry as they would stand in the study, one for each rate."""
+    """The attacks of an entry in the form that a study gives them, one for each rate."""
     own = _own(entry.attack, config)
     steps = max(1, round(own["max_train_steps"] * entry.steps))
     shares = {option: max(1, round(share * steps)) for option, share in entry.shares.items()}
@@ -148,8 +157,9 @@ def _attacks(entry: Entry, config: StudyConfig) -> list[dict[str, Any]]:
 def _own(name: str, config: StudyConfig) -> dict[str, Any]:
     """The study's own learning rate, steps, batch size and number of evaluations for an attack.
 
-    They are those of its first attack of that name. Without one, steps, batch and evaluations are those of
-    its first attack, and the learning rate departs from the plug-in's default by the same factor.
+    They are taken from its first attack of that name. If it has none, steps, batch size and evaluations are
+    those of its first attack, and the learning rate is the default of the named attack times the factor by
+    which the study's first attack differs from its own default.
     """
     attacks = [
         member
@@ -179,7 +189,7 @@ def _default(attack: str, option: str) -> Any:
 
 
 def _benign(config: StudyConfig) -> dict[str, Any]:
-    """The attacker's benign images: of the first safe concept, else D_S's."""
+    """The source of the attacker's benign images: that of the first safe concept, or else of D_S."""
     concepts = config.concepts.safe
     source = (concepts[0].attack_source or concepts[0].source) if concepts else config.prior.source
     return source.model_dump(mode="json")

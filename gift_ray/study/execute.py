@@ -1,4 +1,4 @@
-"""Doing one step of a plan: its work on the folders of its inputs, into its own folder."""
+"""Executes one step of a plan: it reads the folders of its inputs and writes its own folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def execute(
     step: Step, study_dir: Path, *, journal: Journal | None = None, checkpoint_every: int = 100
 ) -> Record:
-    """Do one step, unless its record exists. Its inputs must be done.
+    """Execute one step, unless its record exists already. Its inputs must be done.
 
     Args:
         journal: where a training step keeps its checkpoints; default: a file in the study's folder.

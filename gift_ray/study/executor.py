@@ -1,5 +1,8 @@
-"""Executors run the steps of a plan. This file holds their interface and the order of steps that all share.
-`inline` runs them in this process, `gift_ray/cluster/run.py` on a Ray cluster."""
+"""Executors run the steps of a plan. This file holds their interface, and the order in which all run steps.
+
+`InlineExecutor` (gift_ray/study/inline.py) runs them in this process, `RayExecutor` (gift_ray/cluster/run.py)
+on a Ray cluster.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +42,13 @@ class Executor(Protocol):
         folders of all of them are in the study's folder.
 
         Args:
-            on_done: told of each step that is finished, in this thread.
-            on_failed: told of a step that failed for its own reason; the others go on, without those that
-                need it. None: the first failure ends the run.
+            on_done: called for each step that is finished, in this thread.
+            on_failed: called for a step that failed for its own reason; the others go on, except those that
+                need it. If None, the first failure ends the run.
 
         Raises:
-            UnitFailed: a step failed, and nobody is told.
-            ClusterFailed: storage is full, or what runs the steps gave out.
+            UnitFailed: a step failed, and `on_failed` is None.
+            ClusterFailed: storage is full, or the cluster failed.
         """
 
     def events(self, seen: int) -> list[Event]:
@@ -59,7 +62,7 @@ def run_in_order(
     """Start each step as soon as its inputs are done, as `Executor.run` says.
 
     Args:
-        start: begins a step; its future ends with the step, or is done already.
+        start: begins a step, and returns a future that is done when the step is.
     """
     waiting = {step.fingerprint: step for step in closure(steps)}
     done: set[str] = set()

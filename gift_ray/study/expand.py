@@ -1,11 +1,10 @@
-"""One entry of the configuration for every concept of a data set.
+"""Replaces an entry that stands for all concepts of a data set by one entry for each concept.
 
     name: "{name}"
     source: {name: custom_concept_101, folder: customconcept101, concept: "*"}
     instance_prompt: a photo of a sks {class}
 
-An entry whose source stands for several concepts becomes an entry for each, with the concept's words in
-place of `{name}` and `{class}`.
+The data set says what the words `{name}` and `{class}` are for each of its concepts.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from gift_ray.config.schema import ConceptConfig, StudyConfig
 
 
 def each_concept(config: StudyConfig) -> StudyConfig:
-    """The study with such entries taken apart.
+    """The study with an entry for each single concept.
 
     Raises:
-        ConfigError: two concepts of one name: the entry's name has no `{name}`.
+        ConfigError: two concepts have the same name, because the entry's name has no `{name}`.
         DataError: the data set can't be read, or holds no concept that fits.
     """
     sides = {"malicious": config.concepts.malicious, "safe": config.concepts.safe}
@@ -34,7 +33,7 @@ def each_concept(config: StudyConfig) -> StudyConfig:
 
 
 def _members(concept: ConceptConfig) -> list[dict[str, Any]]:
-    """The concepts that an entry stands for, as plain values; mostly the entry itself."""
+    """The concepts that an entry stands for, as plain values. Most entries stand for themselves alone."""
     entry, given = concept.model_dump(mode="json"), concept.source
     found = plugins.build("sources", given.name, given.options).concepts()
     if found is None:

@@ -1,4 +1,4 @@
-"""A first study for a model and two lists of concepts, as commented YAML: where a user begins."""
+"""Writes a user's first study, as commented YAML, for a model and lists of malicious and safe concepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gift_ray.config.schema import EncodersConfig
 from gift_ray.errors import ConfigError, DataError
 from gift_ray.models.encoders import clip_encoder
 
-# What neighbours and safe prompts are proposed from: everyday things that every model of pictures has seen.
+# Neighbours and safe prompts are proposed from these everyday things, which every image model has seen.
 NOUNS = (
     "airplane", "apple", "banana", "bear", "bee", "bicycle", "bird", "boat", "book", "bottle", "bread",
     "bus", "butterfly", "cake", "camera", "candle", "car", "carrot", "cat", "chair", "cherry", "church",
@@ -31,7 +31,7 @@ MALICIOUS_IMAGES, SAFE_IMAGES = 40, 24
 
 @dataclass(frozen=True)
 class Habits:
-    """What suits a family of models: its captions, its encoders, how long and how fast it is trained."""
+    """The settings that suit a kind of model: captions, encoders, training steps and learning rates."""
 
     caption: str
     encoders: EncodersConfig
@@ -74,17 +74,17 @@ STABLE_DIFFUSION = Habits(
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept as it was given: a folder of images, or words for what the base can draw."""
+    """A concept as the user gave it: a folder of images, or words for something that the base can draw."""
 
     name: str
     folder: Path | None
 
 
 def concept_of(given: str) -> Concept:
-    """The concept behind an argument: a folder by its name, else the words themselves.
+    """The concept that an argument stands for, named after the folder or by the words themselves.
 
     Raises:
-        ConfigError: it is blank, or looks like a path that leads nowhere.
+        ConfigError: the argument is blank, or looks like the path of a folder that does not exist.
     """
     folder = Path(given).expanduser()
     if folder.is_dir():
@@ -109,11 +109,11 @@ def first_study(
 
     Args:
         malicious, safe: a folder of images, or words, for each concept.
-        gpus: how many a unit of work is to have.
-        encoders: of the judges; None: those that suit the model.
+        gpus: how many GPUs each unit of work has.
+        encoders: those of the metrics; None stands for those that suit the model.
 
     Raises:
-        ConfigError: what was given is no concept.
+        ConfigError: an argument stands for no concept.
         ModelError: the encoder that proposes neighbours can't be loaded.
     """
     habits = BUILTIN if model == "builtin" else STABLE_DIFFUSION
@@ -145,7 +145,7 @@ def first_study(
 def neighbors_of(
     name: str, taken: Sequence[str], habits: Habits, encoders: EncodersConfig
 ) -> list[str]:
-    """The nouns nearest to a concept, by the text side of the study's CLIP: what is lost first with it."""
+    """The nouns that are nearest to a concept by CLIP's text encoder: a defense harms these first."""
     words = {word.lower() for other in taken for word in other.split()}
     candidates = [noun for noun in NOUNS if noun not in words]
     encoder = clip_encoder(encoders.clip)
@@ -195,7 +195,7 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value on one line: JSON is YAML."""
+    """A value as YAML on one line; every JSON text is YAML as well."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -204,11 +204,11 @@ def _study_name(name: str) -> str:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet.
+    """Write a new file.
 
     Raises:
-        ConfigError: something is there already.
-        DataError: it can't be written.
+        ConfigError: the path exists already.
+        DataError: the file can't be written.
     """
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -237,11 +237,12 @@ concepts:
   # What the released model is to resist. A folder's images are split between the defender (D_M) and the
   # attacker (D_A); `generated` ones are drawn by the base itself.
   malicious:
-{malicious}  # What must stay learnable. These are also the control: the same attack with their images shows
-  # what it teaches besides the concept.
+{malicious}  # What must stay learnable. These are also the controls: the same attack with their images shows
+  # what an attack teaches besides the concept.
   safe:
 {safe}
-# D_S: what the model is held to while it is immunized. What is not in it is lost first.
+# D_S: the images on which the model is kept as it was while it is immunized. What they do not show is lost
+# first.
 prior:
   source: {prior}
 
@@ -254,7 +255,7 @@ evaluation:
   metrics:
 {metrics}
   encoders: {encoders}
-  # Held against what they show, before and after: honest use.
+  # What honest users draw: images of these prompts are measured before and after the immunization.
   safe_prompts:
 {safe_prompts}
   num_images_per_prompt: 12
@@ -270,7 +271,7 @@ search:
 
 cluster:
   gpus_per_unit: {gpus}
-  # What runs under Ray Train, with checkpoints; short units run as plain tasks.
+  # The kinds of step that run under Ray Train, with checkpoints; short ones run as plain Ray tasks.
   under_train: {under_train}
 
 gate:

@@ -21,10 +21,10 @@ NO_DEFENSE = DefenseConfig(name="none")
 
 @dataclass(frozen=True)
 class ReleasedModels:
-    """How the models of one study come about.
+    """The steps that make the models of one study.
 
     Args:
-        concepts: the steps that prepare them, by name.
+        concepts: for each concept's name the step that prepares its images.
         prior: the step that prepares D_S.
     """
 
@@ -74,8 +74,9 @@ class ReleasedModels:
     def _continued(self, group: tuple[str, ...]) -> Step:
         """Continue from the joint model of the concepts that were there before the `added` ones.
 
-        It is trained against all of them, since a model that no longer trains on the earlier ones forgets
-        them. The step of the earlier model is the same as in the study without the added concepts.
+        It is trained against all concepts, since a model that no longer trains on the earlier ones loses its
+        resistance to them. The step of the earlier model is the same as in the study without the added
+        concepts.
         """
         earlier = tuple(name for name in group if name not in self.config.concepts.added)
         first = self._immunize(self.label(earlier), self.config.defense, earlier)
@@ -85,7 +86,7 @@ class ReleasedModels:
     def _immunize(
         self, label: str, defense: DefenseConfig, group: tuple[str, ...], given: Step | None = None
     ) -> Step:
-        """Immunize the base, or the model that the step `given` leaves, against a group at once."""
+        """Immunize the base, or the model that the step `given` makes, against a group of concepts."""
         # A defense that does not train reads no data, so one undefended model serves every concept and D_S.
         trains = _trains(defense)
         data = self._data(group) if trains else {}
@@ -108,7 +109,7 @@ def _trains(defense: DefenseConfig) -> bool:
 
 
 def of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:
-    """The same defense for another number of steps."""
+    """The same defense with another number of steps; None keeps its own."""
     changes = {} if steps is None else {"max_train_steps": steps}
     return DefenseConfig.model_validate({**defense.model_dump(mode="json"), **changes})
 

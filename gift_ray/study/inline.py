@@ -1,4 +1,4 @@
-"""Steps run one after the other in this process: for a debugger, a notebook, a test, a small study."""
+"""Runs steps one after the other in this process, as for a debugger, a notebook, a test or a small study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class InlineExecutor:
     """An `Executor` without a cluster.
 
     Args:
-        study_dir: where steps lie.
+        study_dir: the study's folder, which holds the folders of the steps.
         checkpoint_every: training steps between checkpoints.
     """
 

@@ -1,4 +1,4 @@
-"""The journal of a long step: its diagnostics, and checkpoints from which it continues."""
+"""The journal of a long step: the values that it logs, and the checkpoints from which it can continue."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gift_ray.records.record import load_state, save_state
 
 
 class Journal(ABC):
-    """The Report of a long step: diagnostics, and checkpoints that carry everything so far.
+    """The `Report` that a long step is given, which logs values and keeps checkpoints.
 
-    Diagnostics and kept results travel inside the checkpoint, so that a step that continues has the same
-    log and the same images as one that was never stopped. `leaving` says whether the process was asked to
-    end: then the step saves at its next training step, whether a checkpoint is due or not, and ends.
+    Logged values and kept results are part of the checkpoint, so that a step that continues has the same log
+    and the same images as one that was never stopped. `leaving` says whether the process was asked to end:
+    then the step saves a checkpoint at its next training step, whether one is due or not, and ends.
     """
 
     def __init__(self, every: int) -> None:
@@ -47,7 +47,7 @@ class Journal(ABC):
         try:
             saved = self.read()
         except DataError as error:
-            # The step begins again rather than continue from a damaged checkpoint.
+            # A step begins again rather than continue from a damaged checkpoint.
             logging.getLogger(__name__).warning("%s; this step begins again", error)
             return None
         if saved is None:
@@ -57,7 +57,7 @@ class Journal(ABC):
         return state
 
     def save_log(self, out: Path) -> None:
-        """Write the diagnostics to training.parquet, one row a training step."""
+        """Write the logged values to training.parquet, one row for each training step."""
         pd.DataFrame(self.rows or {"step": []}).to_parquet(out / "training.parquet")
 
     @abstractmethod
@@ -66,15 +66,15 @@ class Journal(ABC):
 
     @abstractmethod
     def read(self) -> dict[str, Any] | None:
-        """The latest stored checkpoint, or None.
+        """The latest stored checkpoint, or None if there is none.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the checkpoint is damaged.
         """
 
 
 class LocalJournal(Journal):
-    """Checkpoints in one file, replaced atomically."""
+    """A journal whose latest checkpoint is one file, which is replaced atomically."""
 
     def __init__(self, path: Path, every: int) -> None:
         super().__init__(every)

@@ -1,5 +1,9 @@
-"""Whether a study can be judged at all, as far as its words tell: which metrics judge, by which names, and
-what stands against what. Checked before anything runs."""
+"""Checks, before anything runs, that the metrics of a study can judge its concepts and prompts.
+
+Only the configuration is read: which metrics may judge a concept, and whether they know the names of its
+concepts and the nouns in its prompts. Whether they recognise real images is measured later
+(gift_ray/verdict/judges.py).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.study.measuring import image_metrics, judges
 
-# Fewer neighbours say little of what is lost around a concept.
+# With fewer neighbours than this, retention says little of what is lost around a concept.
 LEAST_NEIGHBORS = 6
 
 
 def check_judging(config: StudyConfig) -> None:
-    """Refuse what can't be judged by its words alone.
+    """Check that the study's metrics can judge its concepts and prompts.
 
     Raises:
         ConfigError: one line for each mistake.
@@ -41,7 +45,7 @@ def remarks(config: StudyConfig) -> list[str]:
         )
     if len(config.seeds) == 1:
         few.append(
-            "seeds: one seed; the bounds know the spread of images alone, not that of attacks"
+            "seeds: with one seed the bounds cover the spread of images alone, not that of attacks"
         )
     return few
 
@@ -61,7 +65,7 @@ def _no_judges(config: StudyConfig) -> Iterator[str]:
 
 
 def _naming(config: StudyConfig) -> dict[str, tuple[plugins.Metric, tuple[str, ...]]]:
-    """The metrics that name images, and all names that each can give."""
+    """The metrics that give images a name, with all the names that each of them can give."""
     found = {}
     for title, metric in image_metrics(config.evaluation).items():
         known = metric.known_names()
@@ -71,7 +75,11 @@ def _naming(config: StudyConfig) -> dict[str, tuple[plugins.Metric, tuple[str, .
 
 
 def _unknown_names(config: StudyConfig) -> Iterator[str]:
-    """A concept is known by all of its names or by none; a malicious one by some metric that names."""
+    """Concepts whose names a metric does not know.
+
+    A metric must know all names of a concept or none of them, and each malicious concept must be known to one
+    of the metrics that name images.
+    """
     naming = _naming(config)
     for side in ("malicious", "safe"):
         for number, concept in enumerate(getattr(config.concepts, side)):
@@ -91,8 +99,11 @@ def _unknown_names(config: StudyConfig) -> Iterator[str]:
 
 
 def _unnamed_prompts(config: StudyConfig) -> Iterator[str]:
-    """Images of safe prompts and neighbours are held against the noun in their prompt: all of a group have
-    one, or none has."""
+    """Prompts without a noun that a metric knows, in groups where other prompts have one.
+
+    Images of safe prompts and of neighbours are judged by the noun in their prompt. Either all prompts of a
+    group hold a known noun, or none does and the group is judged by `clip_text`.
+    """
     has_text = any(m.name == "clip_text" for m in config.evaluation.metrics)
     groups = {"evaluation.safe_prompts": config.evaluation.safe_prompts} | {
         f"concepts.malicious.{number}.neighbors": concept.neighbors

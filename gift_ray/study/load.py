@@ -1,4 +1,4 @@
-"""Reading a study: the configuration, and everything about it that can be checked before a worker starts."""
+"""Reads a study and checks everything about it that can be checked before a worker starts."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def load_study(path: str | Path, overrides: list[str], *, searched: bool = False
     """Read a study and check everything that can be checked without a worker.
 
     Args:
-        searched: the study has to say what is searched.
+        searched: whether the study must have a `search`.
 
     Raises:
-        ConfigError, DataError, ModelError: all mistakes of the file, or what the machine lacks.
+        ConfigError, DataError, ModelError: all mistakes of the file, and what the machine lacks.
     """
     config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
     require_all(
@@ -59,10 +59,10 @@ def load_study(path: str | Path, overrides: list[str], *, searched: bool = False
 
 
 def require_all(*checks: Callable[[], object]) -> None:
-    """Make all checks, whatever the others say.
+    """Make all checks, even if some of them fail.
 
     Raises:
-        GiftError: the mistakes that any of them found; of the kind of the first.
+        GiftError: the mistakes that all checks found together; its class is that of the first failure.
     """
     failures: list[GiftError] = []
     for check in checks:
@@ -138,8 +138,7 @@ def _check_search(config: StudyConfig, searched: bool) -> None:
 
 
 def _check_space(config: StudyConfig) -> None:
-    """Both ends and the inside of every searched range must be valid values of the option that they
-    name, whatever else is chosen."""
+    """Check that both ends and an inner value of every searched range are valid, whatever else is chosen."""
     mistakes = []
     space = config.search.space if config.search else {}
     for path, searched in space.items():
@@ -168,7 +167,7 @@ def _impossible(
 
 
 def _contexts(config: StudyConfig, path: str, space: Mapping[str, Range]) -> list[dict[str, Any]]:
-    """All choices of other options of the space that decide whether this one is there."""
+    """All combinations of the searched choices on which it depends whether this option exists."""
     when = space[path].when
     deciding = {
         other: option.choices
@@ -184,13 +183,13 @@ def _contexts(config: StudyConfig, path: str, space: Mapping[str, Range]) -> lis
 
 
 def holds(raw: dict[str, Any], when: Mapping[str, Any]) -> bool:
-    """Whether a setting has the wanted values (one, or one of a list) at these dotted paths."""
+    """Whether a study has the wanted values at these dotted paths; a list stands for any of its values."""
     wanted = {path: v if isinstance(v, list) else [v] for path, v in when.items()}
     return all(value_at(raw, path) in values for path, values in wanted.items())
 
 
 def _check_steps(config: StudyConfig) -> None:
-    """Check the defense for polishing and continuing, which run it with another number of steps."""
+    """Check that the number of steps can be set, if the study polishes a merge or adds concepts."""
     concepts = config.concepts
     asked = {
         "concepts.merge.polish_steps": concepts.mode == "merge" and concepts.merge.polish_steps,
@@ -217,7 +216,10 @@ def _ends(searched: Range) -> list[Any]:
 
 
 def _inside(searched: Range) -> list[float]:
-    """A value inside a range that is no whole number: a range of a count of steps must be `integer`."""
+    """A fraction inside a range of any numbers; [] for other ranges.
+
+    An option that counts steps refuses it, which shows that its range must be `integer`.
+    """
     if searched.low is None or searched.high is None or searched.integer:
         return []
     return [searched.low + (searched.high - searched.low) / 3**0.5]

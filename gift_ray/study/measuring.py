@@ -19,7 +19,7 @@ IMMA_PX = 64
 
 
 def load_images(step: Path | None, folder: str, evaluation: EvaluationConfig) -> list[Image.Image]:
-    """A finished step's saved images as the protocol sees them; none of a step that isn't there."""
+    """The images that a finished step saved, resized as the protocol asks; [] if `step` is None."""
     images = examples.load_images(step / folder) if step else []
     if evaluation.protocol == "standard":
         return images
@@ -40,8 +40,7 @@ def judges(config: StudyConfig) -> dict[str, plugins.Metric]:
 
 
 def naming_metric(evaluation: EvaluationConfig, prompts: Iterable[str]) -> str | None:
-    """The first recognition by which images of all these prompts can be held against the prompt's own
-    noun; None: there is none."""
+    """The first metric that knows a noun in each of these prompts, or None if there is none."""
     for title, metric in image_metrics(evaluation).items():
         if metric.known_names() is not None and all(metric.named_in(p) for p in prompts):
             return title
@@ -58,7 +57,7 @@ def _built(evaluation: EvaluationConfig) -> Iterator[tuple[str, Any]]:
 
 
 def measuring_identity(evaluation: EvaluationConfig) -> dict[str, Any]:
-    """What makes two measurements of the same images the same."""
+    """What the scores of given images depend on: metrics, encoders (by content) and protocol."""
     encoders = {
         role: name if is_published(role, name) else folder_hash(locate_encoder(role, name))
         for role, name in evaluation.encoders.model_dump().items()

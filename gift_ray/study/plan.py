@@ -23,10 +23,13 @@ from gift_ray.study.steps.sample_images import SampleImages
 class Arm:
     """One released model and everything that is measured on it.
 
-    `immunize` leaves the model: an immunize or a merge step. `malicious` are the concepts that it is
-    to resist; an attack on any other than these and the safe ones is for the matrix alone.
-    `attacks` maps (concept, attack label, seed) to the evaluate step of its curve; `samples` maps a
-    prompt group (`safe`, `neighbors/<concept>`) to the evaluate step of unattacked images.
+    Attributes:
+        immunize: the step that makes the model, by immunizing or by merging.
+        malicious: the concepts that the model is to resist. Attacks with other malicious concepts serve the
+            matrix of models and concepts alone.
+        attacks: maps (concept, attack label, seed) to the step that evaluates the attacked model's images.
+        samples: maps a group of prompts (`safe`, `neighbors/<concept>`) to the step that evaluates the images
+            that the model draws before any attack.
     """
 
     label: str
@@ -42,10 +45,19 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a study computes: the undefended arm, the defended ones, and what they are held against:
-    the chance levels, for each malicious unit (concept, attack, seed) the undefended model after the same
-    attack with each control (`controls`), what the judges say of real images (`judges`), and how alike each
-    concept's real images are (`references`)."""
+    """All that a study computes.
+
+    Attributes:
+        undefended, defended: the arms.
+        chance_similarity: for each concept the step that measures it on the base's images of the safe
+            prompts.
+        chance_prompt: for each group of prompts the step that measures the base's images against wrong
+            prompts.
+        controls: for each malicious (concept, attack, seed) and each control the step that measures the
+            concept on the images of the undefended model after the same attack with the control.
+        judges: for each concept the step that measures real images, by which the metrics are checked.
+        references: for each concept the step that measures how alike its real images are.
+    """
 
     config: StudyConfig
     undefended: Arm
@@ -79,14 +91,14 @@ def plan(config: StudyConfig, *, matrix: bool = False) -> Plan:
     """Lay out a study as steps; reads the files of the model and of the sources, to hash them.
 
     Args:
-        matrix: attack every model with every malicious concept, and draw all concepts' neighbours, not
-            only with and of those that it is immunized against.
+        matrix: attack every model with every malicious concept and draw the neighbours of all of them,
+            instead of only those that the model is immunized against.
     """
     return _Planner(config).plan(matrix)
 
 
 class _Planner:
-    """Lays out one study; what all of its steps share is made once."""
+    """Lays out one study. The steps that prepare data, and the attacks, are made once for all arms."""
 
     def __init__(self, config: StudyConfig) -> None:
         self.config, self.attacks = config, attack_names(config)
@@ -130,8 +142,11 @@ class _Planner:
         self, label: str, immunize: Step, malicious: tuple[str, ...], attacked: tuple[str, ...],
         undefended: Arm | None = None,
     ) -> Arm:  # fmt: skip
-        """Attack a model with each of the `attacked` concepts and with every safe one. What it draws
-        unattacked is held against what the `undefended` arm draws (None: this is that arm)."""
+        """One model, attacked with each of the `attacked` concepts and with every safe one.
+
+        The images that it draws before any attack are compared with those of the `undefended` arm (None: this
+        is the undefended arm itself).
+        """
         concepts = self.config.concepts
         blocked = [c for c in concepts.malicious if c.name in attacked]
         attacks = {
@@ -175,8 +190,11 @@ class _Planner:
     def _sampled(
         self, label: str, immunize: Step, prompts: tuple[str, ...], base: Step | None
     ) -> Step:
-        """Draw images from a model as it is, and measure them; `base` drew the base's images of the same
-        prompts (None: this is the base)."""
+        """Draw images from a model before any attack, and measure them.
+
+        Args:
+            base: the step that drew the base's images of the same prompts; None if this model is the base.
+        """
         evaluation = self.config.evaluation
         images = SampleImages(
             label=f"sample {label}",
@@ -189,8 +207,7 @@ class _Planner:
         return self._evaluated(label, prompts, images=images, base=base or images)
 
     def _chance_similarity(self, undefended: Arm) -> dict[str, Step]:
-        """How well images that don't show a concept, the base's of the safe prompts, agree with its images
-        and its prompts."""
+        """Measure each concept on images that don't show it: the base's images of the safe prompts."""
         count = len(self.config.evaluation.safe_prompts)
         return {
             c.name: self._evaluated(
@@ -201,8 +218,7 @@ class _Planner:
         }  # fmt: skip
 
     def _controls(self, undefended: Arm) -> dict[tuple[str, str, int], dict[str, Step]]:
-        """The undefended model after an attack with a control's images: what it draws then, held against
-        the malicious concept."""
+        """Measure each malicious concept on images of the undefended model after an attack with a control."""
         concepts = self.config.concepts
         controls = {c.name: c for c in concepts.safe}
         return {
@@ -220,8 +236,12 @@ class _Planner:
         }  # fmt: skip
 
     def _judged(self, concept: ConceptConfig, undefended: Arm) -> Step:
-        """What the measures say of real images of a concept and of others. The safe prompts may well ask
-        for a safe concept, so that one is held against the other concepts' images alone."""
+        """Measure a concept on real images of it and of others, by which the metrics are checked.
+
+        For a malicious concept the others are its controls and the base's images of safe prompts. These
+        prompts may well ask for a safe concept, so for that the others are the real images of all other
+        concepts alone.
+        """
         malicious = concept.name in self.malicious
         others = (
             self.config.concepts.controls_of(concept)
@@ -241,7 +261,7 @@ class _Planner:
         )
 
     def _chance_prompt(self, undefended: Arm) -> dict[str, Step]:
-        """How well the base's images agree with prompts that they weren't drawn from."""
+        """Measure how well the base's images agree with prompts that they were not drawn from."""
         groups = self._prompt_groups(self.config.concepts.malicious)
         return {
             group: self._evaluated(
@@ -256,7 +276,7 @@ class _Planner:
         images: Step, concept: ConceptConfig | None = None, base: Step | None = None,
         halves: bool = False,
     ) -> Step:  # fmt: skip
-        """Measure the images of a step against these prompts, one for each prompt they were drawn from."""
+        """Measure the images of a step against these prompts, which are as many as it drew images from."""
         prepared = self.prepared[concept.name] if concept else None
         inputs = {"images": images, "concept": prepared, "base": base}
         return EvaluateImages(
@@ -277,10 +297,10 @@ class _Planner:
 
 
 def _rolled(prompts: Sequence[str]) -> list[str]:
-    """The prompts shifted by one place: each image is held against a prompt it was not drawn from."""
+    """The prompts shifted by one place, so that each image meets a prompt that it was not drawn from."""
     return [*prompts[1:], *prompts[:1]]
 
 
 def _filled(prompts: Sequence[str], count: int) -> list[str]:
-    """The prompts in turn, `count` in all."""
+    """The prompts one after the other, repeated from the beginning until there are `count`."""
     return [prompts[i % len(prompts)] for i in range(count)]

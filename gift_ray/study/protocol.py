@@ -16,8 +16,11 @@ from gift_ray.study.steps.prepare_concept import source_identity
 
 
 def protocol_id(config: StudyConfig) -> str:
-    """Hex SHA-256 of how a study measures: encoders (by content), preprocessing, metrics, how images
-    are drawn, the prompts of all sides, and what scores are made of. Scores compare under one id."""
+    """Hex SHA-256 of everything by which a study measures; only scores with the same id may be compared.
+
+    That is: encoders (by content), preprocessing, metrics, how images are drawn, all prompts, and the options
+    of the scoring.
+    """
     concepts = (*config.concepts.malicious, *config.concepts.safe)
     return digest(
         {
@@ -31,9 +34,11 @@ def protocol_id(config: StudyConfig) -> str:
 
 
 def verdict_id(config: StudyConfig) -> str:
-    """Hex SHA-256 of how a verdict comes about: the base, the attacker's images, controls, names and judges
-    of every concept (in the protocol), the attacks and their seeds. Only under one id can a model be said to
-    be better than another."""
+    """Hex SHA-256 of everything that a verdict depends on besides the released model.
+
+    That is: the protocol, the base, the attacker's images, the controls and the names of every concept, the
+    attacks and their seeds. Only of two models with the same id can one be called better.
+    """
     attacks = attack_names(config).values()
     concepts = (*config.concepts.malicious, *config.concepts.safe)
     built = [plugins.build("attacks", a.name, a.options) for a in attacks]
@@ -51,7 +56,7 @@ def verdict_id(config: StudyConfig) -> str:
 
 
 def _attackers_side(concept: ConceptConfig) -> dict[str, Any]:
-    """What D_A is made of, and what its images may be called."""
+    """What a concept's D_A depends on, and the names by which its images count as recognised."""
     source = concept.attack_source or concept.source
     return {
         "source": source_identity(source),
@@ -62,8 +67,10 @@ def _attackers_side(concept: ConceptConfig) -> dict[str, Any]:
 
 
 def attack_names(config: StudyConfig) -> dict[str, AttackConfig]:
-    """The attacks, grids laid out, by a name of their own: `dreambooth`, `dreambooth-2`, ... for one used
-    again."""
+    """The attacks of a study by unique names; each setting of a grid is an attack of its own.
+
+    An attack that is used again is called `dreambooth-2` and so on.
+    """
     attacks = [member for each in config.attacks for member in each.members()]
     names = told_apart([attack.title for attack in attacks])
     return dict(zip(names, attacks, strict=True))

@@ -51,8 +51,8 @@ class Step(ABC):
     inputs: Mapping[str, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # The identity reads files (a base model, a source's images) that another node may not have: it is
-        # computed where the step is planned, and travels with the step.
+        # The identity reads files (a base model, a source's images) that another node may not have. So it is
+        # computed here, where the step is planned, and is sent along with the step.
         assert self.fingerprint
 
     @abstractmethod
@@ -71,12 +71,12 @@ class Step(ABC):
         """
 
     def assist(self, inputs: Inputs, journal: Journal) -> None:
-        """Train beside the worker that runs the step, and leave nothing; for `data_parallel` kinds."""
+        """Take part in the training of a `data_parallel` step that another worker runs; leaves no result."""
         raise NotImplementedError(f"{self.kind} steps run on one worker")
 
     @property
     def trains(self) -> bool:
-        """Whether this is a long training, which keeps checkpoints and continues from them."""
+        """Whether this step is a long training, which keeps checkpoints and can continue from them."""
         return False
 
     def trained_plugins(self) -> Sequence[Plugin]:
@@ -84,7 +84,7 @@ class Step(ABC):
         return ()
 
     def work(self) -> Work:
-        """How much the step does, known before it is done."""
+        """How much work the step is, as far as it is known beforehand."""
         return Work()
 
     @functools.cached_property
@@ -132,5 +132,5 @@ def closure(steps: Iterable[Step]) -> list[Step]:
 
 
 def seeds_for(seed: int, purpose: str) -> Seeds:
-    """The random streams of one purpose: no two purposes share a stream, whatever the seed."""
+    """The random streams of one purpose. Two purposes never share a stream, whatever the seed is."""
     return Seeds(Seeds(seed).generator(purpose).initial_seed())

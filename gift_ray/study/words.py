@@ -1,5 +1,8 @@
-"""Whether the base reads all words of a study. Its text encoder takes a fixed number of tokens; two prompts
-of which only the ends differ would be one, and a caption may lose the concept that it names."""
+"""Checks that the base reads all words of a study's prompts and captions.
+
+Its text encoder reads a fixed number of tokens. Two longer prompts that differ in their ends only would be
+the same to it, and a caption that is cut may lose the concept that it names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacking a released model: fine-tuned on D_A of a concept, with images drawn along the way."""
+"""The step that attacks a released model: fine-tuning on D_A of a concept, with images drawn on the way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gift_ray.study.step import Inputs, Step, Work, seeds_for
 
 @dataclass(frozen=True, kw_only=True)
 class AttackModel(Step):
-    """Leaves the images of each evaluation step in a folder `step-NNNNNN`, and never the attacked weights.
+    """Writes the images of each evaluation step to a folder `step-NNNNNN`, and never the attacked weights.
 
     Inputs: `model`, the released model, and `concept`, whose D_A the attacker has.
     """

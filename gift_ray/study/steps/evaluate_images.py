@@ -1,4 +1,4 @@
-"""Measuring the images of an attack or of a released model: one row of scores an image, and curves."""
+"""The step that measures images of an attack or of a released model: a row of scores an image, and curves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from gift_ray.study.step import Inputs, Step, Work
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateImages(Step):
-    """Leaves scores.parquet. `asked` are the prompts that the images of each attack step are held against,
-    `names` what the concept may be called (none: each image is held against the noun of its prompt).
+    """Writes scores.parquet.
 
-    Inputs: `images`, the step that drew them; `concept`, whose D_A they are held against (without it, only
-    metrics that need no references are measured); `base`, the step that drew the base's images of the same
-    prompts (without it, metrics of whole sets are left out). With `halves` the images of the first half of
-    the prompts are held against those of the second instead: how far apart sets of unrelated images are.
+    Inputs:
+        images: the step that drew the images.
+        concept: its D_A are the references. Without it, only metrics that need no references are measured.
+        base: the step that drew the base's images of the same prompts. Without it, metrics of whole sets are
+            left out.
+
+    Attributes:
+        asked: the prompts against which the images of each attack step are measured.
+        names: the names by which the concept counts as recognised. Without any, each image is judged by the
+            noun in its prompt.
+        halves: compare the images of the first half of the prompts with those of the second half, instead of
+            the base's images. This says how far apart sets of unrelated images are.
     """
 
     kind: ClassVar[str] = "evaluate"

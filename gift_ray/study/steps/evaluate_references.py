@@ -1,4 +1,4 @@
-"""Measuring how alike different real images of a concept are."""
+"""The step that measures how alike different real images of a concept are."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gift_ray.study.step import Inputs, Step
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReferences(Step):
-    """Leaves scores.parquet: each image of D_A measured against all the others. Input: `concept`.
+    """Writes scores.parquet: each image of D_A, measured against all the others. Input: `concept`.
 
-    The largest value of a metric is what an attacked image must pass to be called a copy.
+    An attacked image is called a copy if it is nearer to a training image than the largest value found here.
     """
 
     kind: ClassVar[str] = "evaluate_references"

@@ -1,4 +1,4 @@
-"""Immunizing a model: a defense trained on D_M of one or several concepts, and on D_S."""
+"""The step that immunizes a model: it trains a defense on D_M of one or several concepts, and on D_S."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_EXAMPLES = cast(Examples, None)
 
 @dataclass(frozen=True, kw_only=True)
 class ImmunizeModel(Step):
-    """Leaves unet.safetensors.
+    """Writes unet.safetensors.
 
     Inputs: `prior`, `concept/NAME` for each of `concepts`, and `model` if the defense starts from another
     model than the base. A defense that does not train reads neither concepts nor prior.

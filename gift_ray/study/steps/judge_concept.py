@@ -1,5 +1,8 @@
-"""What the measures say of real images of a concept, of its controls and of safe prompts, before anything is
-trained: the scores by which the judges themselves are judged."""
+"""The step that measures real images of a concept, of its controls, and the base's images of safe prompts.
+
+It runs before anything is trained. From its scores the judges' check tells which metrics can recognise the
+concept.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,15 @@ CONTROL = "control/"
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConcept(Step):
-    """Leaves scores.parquet: a row an image with its `group` (concept, control or safe).
+    """Writes scores.parquet: a row for each image, with its `group` (concept, control or safe).
 
-    `names` are what the concept may be called. Inputs: `concept`, whose D_A is measured, each image against
-    the others; `control/<name>`, whose D_A is held against the concept's; `safe`, if given, the step that
-    drew the base's images of safe prompts, held against the concept's too.
+    Inputs:
+        concept: each image of its D_A is measured, with the others as references.
+        control/<name>: the D_A of a control is measured, with the concept's D_A as references.
+        safe: if given, the step that drew the base's images of safe prompts; measured like a control.
+
+    Attributes:
+        names: the names by which the concept counts as recognised.
     """
 
     kind: ClassVar[str] = "judge"

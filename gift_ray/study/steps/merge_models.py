@@ -1,4 +1,4 @@
-"""Merging the models that were immunized against one concept each into one model against all of them."""
+"""The step that merges models, each immunized against one concept, into one model against all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gift_ray.study.steps.immunize_model import defenders_data
 
 @dataclass(frozen=True, kw_only=True)
 class MergeModels(Step):
-    """Leaves unet.safetensors. Inputs: `prior`, and `concept/NAME` and `model/NAME` for each concept."""
+    """Writes unet.safetensors. Inputs: `prior`, and `concept/NAME` and `model/NAME` for each concept."""
 
     kind: ClassVar[str] = "merge"
     version: ClassVar[int] = 1

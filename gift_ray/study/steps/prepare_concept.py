@@ -1,4 +1,4 @@
-"""Preparing a concept: its images read, split into disjoint D_M and D_A, and encoded for the model."""
+"""The step that prepares a concept: its images are read, split into disjoint D_M and D_A, and encoded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step, seeds_for
 from gift_ray.training.diffusion import Seeds
 
-# The check hashes the original pixels, so that the size it resizes to does not matter.
+# The check resizes images to this size. Any size will do, since it compares hashes of the original pixels.
 CHECK_PX = 8
-# Given to sources that don't generate, where there is no model yet.
+# Given in place of a model to sources that don't use it.
 NO_MODEL = cast(Backbone, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConcept(Step):
-    """Leaves the images of both sides in the folders D_M and D_A, and both encoded."""
+    """Writes the images of both sides to the folders D_M and D_A, and both encoded as .safetensors."""
 
     kind: ClassVar[str] = "prepare_concept"
     version: ClassVar[int] = 1
@@ -50,7 +50,7 @@ class PrepareConcept(Step):
         # Everything is read and checked before anything is written.
         base = families.base_model(self.model)
         d_m, d_a = self._sides(base)
-        # The defender's captions name the class, the attacker's a rare token: neither knows the other's.
+        # The defender's captions name the class, the attacker's a rare token. Neither side knows the other's.
         for name, side, prompt in (
             ("D_M", d_m, self.concept.class_prompt),
             ("D_A", d_a, self.concept.instance_prompt),
@@ -78,14 +78,16 @@ class PrepareConcept(Step):
 
 
 def check_concept(concept: ConceptConfig, seed: int) -> dict[str, str]:
-    """Read and split a concept's images without a model and without writing anything; returns the captions
-    that are trained on, by the image's name (of all images: which ones `max_images` leaves is the split's).
+    """Read and split a concept's images without a model, and without writing anything.
 
-    What the base draws needs the model, and is left to the step; files on the other side are read all the
-    same.
+    Returns the captions that are trained on, by the image's name. They are those of all images, since the
+    split decides which ones `max_images` leaves.
+
+    A source that draws with the base model is left to the step. If only one of both sides does, the files of
+    the other are still read.
 
     Raises:
-        DataError: unreadable, too few, or the same image on both sides.
+        DataError: images can't be read, there are too few, or the same image is on both sides.
     """
     sides = [concept.source, *([concept.attack_source] if concept.attack_source else [])]
     read = [_without_model(side, seed) for side in sides]
@@ -107,22 +109,22 @@ def check_concept(concept: ConceptConfig, seed: int) -> dict[str, str]:
 
 
 def check_source(source: SourceConfig, seed: int) -> dict[str, str]:
-    """Read a source's images, unless the model draws them; returns their captions by the image's name.
+    """Read a source's images, unless the model draws them, and return their captions by the image's name.
 
     Raises:
-        DataError: unreadable.
+        DataError: an image can't be read.
     """
     return {image.origin: image.caption for image in _without_model(source, seed) or ()}
 
 
 def _without_model(source: SourceConfig, seed: int) -> list[plugins.SourceImage] | None:
-    """A source's images; None if the model draws them."""
+    """A source's images, or None if the model draws them."""
     plugin: plugins.Source = plugins.build("sources", source.name, source.options)
     return None if plugin.uses_model() else plugin.images(NO_MODEL, Seeds(seed))
 
 
 def source_identity(source: SourceConfig) -> dict[str, Any]:
-    """What makes two sources the same: plug-in, options and the content of the files behind them."""
+    """What a source's images depend on: plug-in, options, and the content of the files that it reads."""
     plugin: plugins.Source = plugins.build("sources", source.name, source.options)
     return {**plugin.identity(), "content": plugin.content()}
 

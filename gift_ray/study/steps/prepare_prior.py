@@ -1,4 +1,4 @@
-"""Preparing D_S, the safe images of the prior-preservation loss: read or generated, and encoded."""
+"""The step that prepares D_S, the safe images of the prior-preservation loss: read or drawn, and encoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gift_ray.study.steps.prepare_concept import read_source, source_identity
 
 @dataclass(frozen=True, kw_only=True)
 class PreparePrior(Step):
-    """Leaves the images in the folder D_S, and encoded."""
+    """Writes the images to the folder D_S, and encoded to D_S.safetensors."""
 
     kind: ClassVar[str] = "prepare_prior"
     version: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Drawing images from a released model as it is: what users get before any fine-tuning."""
+"""The step that draws images from a released model before any fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gift_ray.study.step import Inputs, Step, Work
 
 @dataclass(frozen=True, kw_only=True)
 class SampleImages(Step):
-    """Leaves the images in the folder `step-000000`. Input: `model`, the released model."""
+    """Writes the images to the folder `step-000000`. Input: `model`, the released model."""
 
     kind: ClassVar[str] = "sample"
     version: ClassVar[int] = 1
