@@ -104,3 +104,16 @@ def test_plugins_of_one_kind_do_not_know_those_of_another() -> None:
     for file in FILES:
         if part(file) in PLUGINS:
             assert own(imports(file)) & PLUGINS <= {part(file)}, file
+
+
+def test_no_two_modules_or_classes_of_the_package_share_a_name() -> None:
+    named: dict[str, list[str]] = {}
+    for file in ROOT.glob("gift_ray/**/*.py"):
+        path = file.relative_to(ROOT).as_posix()
+        if file.stem != "__init__":
+            named.setdefault(f"module {file.stem}", []).append(path)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(f"class {node.name}", []).append(path)
+    assert len(named) > 200
+    assert {name: paths for name, paths in named.items() if len(paths) > 1} == {}

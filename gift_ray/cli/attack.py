@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import judge_first, require_yardstick
+from gift_ray.cli.judge_first import judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.config.absolute import absolute
 from gift_ray.config.plugin_choice import DefenseConfig

@@ -17,7 +17,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import describe_judging, judge_first
+from gift_ray.cli.judge_first import describe_judging, judge_first
 from gift_ray.cluster.run import ray_executor
 from gift_ray.records.record import write_json_atomic
 from gift_ray.report.eval_unlearn import write_reports

@@ -15,7 +15,7 @@ import pandas as pd
 
 from gift_ray.cli import console
 from gift_ray.cli.console import LiveProgress, say
-from gift_ray.cli.judging import describe_judging, judge_first, require_yardstick
+from gift_ray.cli.judge_first import describe_judging, judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import StudyConfig

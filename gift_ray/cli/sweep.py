@@ -15,7 +15,7 @@ from typing import Any
 
 from gift_ray.cli import console
 from gift_ray.cli.console import VERDICT, LiveProgress, leaderboard, say
-from gift_ray.cli.judging import describe_judging, judge_first, require_yardstick
+from gift_ray.cli.judge_first import describe_judging, judge_first, require_yardstick
 from gift_ray.cluster.run import ray_executor
 from gift_ray.cluster.tune import Trial, search
 from gift_ray.config.names import slug

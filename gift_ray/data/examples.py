@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gift_ray.data.duplicates import copies, thumbnail
-from gift_ray.data.reading import read_image, square
+from gift_ray.data.image_files import read_image, square
 from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage
 from gift_ray.training.conditioning import Conditioning

@@ -20,8 +20,7 @@ from gift_ray.report.curves import (
     unscored,
 )
 from gift_ray.report.detections import read_detections
-from gift_ray.report.label_shares import read_labels
-from gift_ray.report.reading import (
+from gift_ray.report.finished_steps import (
     FinishedSteps,
     Problem,
     read_outline,
@@ -29,6 +28,7 @@ from gift_ray.report.reading import (
     read_summary,
     read_trials,
 )
+from gift_ray.report.label_shares import read_labels
 from gift_ray.report.ruler import read_ruler
 from gift_ray.report.training_log import read_training
 

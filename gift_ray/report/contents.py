@@ -12,7 +12,7 @@ from gift_ray.config.schema import StudyConfig
 from gift_ray.report.arms import ReportArm
 from gift_ray.report.concept_cards import ConceptCard
 from gift_ray.report.curves import Regained
-from gift_ray.report.reading import Problem
+from gift_ray.report.finished_steps import Problem
 from gift_ray.report.ruler import MeasuredBy
 
 

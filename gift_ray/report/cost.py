@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from gift_ray.report.contents import Study
-from gift_ray.report.reading import FinishedSteps
+from gift_ray.report.finished_steps import FinishedSteps
 
 COST = ["kind", "label", "seconds", "device"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from gift_ray.report.arms import ReportArm
-from gift_ray.report.reading import FinishedSteps, Problem
+from gift_ray.report.finished_steps import FinishedSteps, Problem
 from gift_ray.report.ruler import MeasuredBy
 from gift_ray.verdict.recovery import area_under, steps_to_recovery
 

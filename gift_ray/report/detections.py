@@ -10,7 +10,7 @@ from pyarrow.parquet import read_schema
 
 from gift_ray.report.arms import ReportArm
 from gift_ray.report.contents import Study
-from gift_ray.report.reading import FinishedSteps
+from gift_ray.report.finished_steps import FinishedSteps
 from gift_ray.report.style import styles, text
 
 DETECTION = ["arm", "concept", "attack", "part", "threshold", "detections", "images"]

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from gift_ray.report.arms import UNDEFENDED, ReportArm
 from gift_ray.report.contents import Study
-from gift_ray.report.reading import FinishedSteps
+from gift_ray.report.finished_steps import FinishedSteps
 from gift_ray.report.ruler import MeasuredBy
 from gift_ray.report.style import COLOURS, text
 from gift_ray.verdict import labels

@@ -23,7 +23,7 @@ from gift_ray.report.collect import collect
 from gift_ray.report.contents import Study
 from gift_ray.report.curves import RECOVERY
 from gift_ray.report.detections import EXPLICIT
-from gift_ray.report.reading import Problem
+from gift_ray.report.finished_steps import Problem
 from gift_ray.report.tables import tables
 from gift_ray.report.training_log import family
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from gift_ray.report.arms import ReportArm
 from gift_ray.report.contents import Study
-from gift_ray.report.reading import Problem
+from gift_ray.report.finished_steps import Problem
 
 MAX_PX = 128  # of an image on the page
 BUDGET_BYTES = 3 * 2**20  # of all images on the page, which is to stay under 10 MB

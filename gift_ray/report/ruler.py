@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from gift_ray.report.reading import Problem
+from gift_ray.report.finished_steps import Problem
 
 JUDGES = ["concept", "measure", "auc", "d_prime", "tpr", "fpr", "n", "blind"]
 

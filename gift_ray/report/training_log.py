@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gift_ray.report.arms import ReportArm
 from gift_ray.report.contents import Study
-from gift_ray.report.reading import FinishedSteps
+from gift_ray.report.finished_steps import FinishedSteps
 from gift_ray.report.style import COLOURS, DASHES, LINES, name_axes, plain, sheet, styles, text
 
 TRAINING = ["arm", "stage", "quantity", "step", "value"]

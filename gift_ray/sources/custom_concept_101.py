@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from gift_ray.data.reading import image_files, read_image
+from gift_ray.data.image_files import image_files, read_image
 from gift_ray.errors import DataError
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage

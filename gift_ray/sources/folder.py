@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from gift_ray.data.reading import SUFFIXES, image_files, in_short, read_image
+from gift_ray.data.image_files import SUFFIXES, image_files, in_short, read_image
 from gift_ray.errors import DataError
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Source, SourceImage

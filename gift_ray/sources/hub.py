@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift_ray.data.reading import read_image
+from gift_ray.data.image_files import read_image
 from gift_ray.errors import DataError
 from gift_ray.logs import Pace
 from gift_ray.models.backbone import Backbone

@@ -23,7 +23,7 @@ from gift_ray.records.trials import earlier_trials
 from gift_ray.study.battery import with_battery
 from gift_ray.study.expand import each_concept
 from gift_ray.study.immunization import of_steps
-from gift_ray.study.judging import check_judging
+from gift_ray.study.judgeable import check_judging
 from gift_ray.study.measuring import is_published
 from gift_ray.study.protocol import protocol_id
 from gift_ray.study.steps.prepare_concept import check_concept, check_source

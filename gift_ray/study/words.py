@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gift_ray.config.schema import StudyConfig
-from gift_ray.data.reading import in_short
+from gift_ray.data.image_files import in_short
 from gift_ray.errors import ConfigError, DataError
 from gift_ray.models.locate import locate
 from gift_ray.models.tokens import read_and_lost

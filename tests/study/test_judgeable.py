@@ -9,7 +9,7 @@ from tiny import tiny_study
 
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.study.judging import check_judging, remarks
+from gift_ray.study.judgeable import check_judging, remarks
 from gift_ray.study.measuring import judges, naming_metric
 
 RESNET = {"name": "recognition", "label": "resnet", "classifier": "builtin"}

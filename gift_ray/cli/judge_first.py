@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from gift_ray.cli.console import say
 from gift_ray.config.schema import StudyConfig
 from gift_ray.records.record import is_done
-from gift_ray.study.judging import remarks
+from gift_ray.study.judgeable import remarks
 from gift_ray.study.plan import Plan
 from gift_ray.study.step import Step
 from gift_ray.verdict import retention
