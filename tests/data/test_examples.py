@@ -15,7 +15,7 @@ from tiny import make_examples
 
 from gift_ray.config.plugin_choice import SourceConfig
 from gift_ray.config.schema import ConceptConfig
-from gift_ray.data import examples, reading
+from gift_ray.data import examples, image_files
 from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage, build
 from gift_ray.study.steps.prepare_concept import check_concept, check_source
@@ -74,7 +74,7 @@ def truncated(path: Path) -> None:
 
 def too_large(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(reading.MAX_BYTES + 1)
+        file.truncate(image_files.MAX_BYTES + 1)
 
 
 BAD_FILES: dict[str, Callable[[Path], object]] = {
@@ -150,10 +150,10 @@ def test_every_usual_kind_of_image_is_read_as_rgb(folder: Path) -> None:
     grey = np.asarray(whole.convert("L")).astype(np.uint16) * 257
     Image.fromarray(grey).save(folder / "grey16.png")
     for name in ("cmyk.jpg", "palette.png"):
-        read = np.asarray(reading.read_image(folder / name), dtype=float)
+        read = np.asarray(image_files.read_image(folder / name), dtype=float)
         assert np.abs(read - np.asarray(whole)).mean() < 16
     for name in ("grey.png", "grey16.png"):
-        read = np.asarray(reading.read_image(folder / name))
+        read = np.asarray(image_files.read_image(folder / name))
         np.testing.assert_array_equal(read[..., 1], np.asarray(whole.convert("L")))
 
 
@@ -161,7 +161,7 @@ def test_transparency_is_read_as_white(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
     clear.paste((0, 0, 255, 255), (0, 0, 8, 16))
     clear.save(tmp_path / "clear.png")
-    read = reading.read_image(tmp_path / "clear.png")
+    read = image_files.read_image(tmp_path / "clear.png")
     assert (read.getpixel((0, 0)), read.getpixel((15, 15))) == ((0, 0, 255), (255, 255, 255))
 
 
@@ -169,7 +169,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
     picture(0, (64, 32)).save(tmp_path / "turned.jpg", exif=exif)
-    assert reading.read_image(tmp_path / "turned.jpg").size == (32, 64)
+    assert image_files.read_image(tmp_path / "turned.jpg").size == (32, 64)
 
 
 def test_files_that_are_not_images_by_name_are_ignored(folder: Path) -> None:
