@@ -40,9 +40,9 @@ def local_head() -> Iterator[dict[str, str]]:
         yield dict(os.environ)
         return
     port, gcs, agent = _free_ports(3)
-    # A folder of its own: in a shared one Ray's jobs connect to the newest head of the machine, also
-    # another user's. In /tmp, as Ray's own: the path of a socket below it has room for 100 characters, and
-    # macOS's have more.
+    # The head has a folder of its own: in a shared one Ray's jobs connect to the newest head of the machine,
+    # even to another user's. It is in /tmp, as Ray's own is, because the path of a socket below it may have
+    # 100 characters at most, and the temporary folders of macOS have longer paths.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = {
         **os.environ,
@@ -82,7 +82,8 @@ def submit(entrypoint: Sequence[str], environment: dict[str, str], folder: Path 
     """Run `ray job submit` and follow its output; returns its exit code.
 
     Args:
-        folder: what is uploaded for the cluster to run in; None: the cluster was started in it.
+        folder: the folder that is uploaded, in which the cluster runs the job; None if the cluster was
+            started in it.
 
     Raises:
         ConfigError: the folder is more than Ray uploads.

@@ -23,12 +23,13 @@ _asked = threading.Event()
 
 @contextmanager
 def notice() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM does not end the process; the function given says whether it should end.
+    """Within the block SIGTERM does not end the process; the given function says whether it should end.
 
-    For a Ray task, which has its process's main thread.
+    This is for a Ray task, which runs in the main thread of its process.
 
     Raises:
-        SystemExit: at the block's end, if it should: Ray takes the process for lost, and retries.
+        SystemExit: at the end of the block, if the process should end. Ray takes it for lost, and retries the
+            task.
     """
     before = signal.signal(signal.SIGTERM, _note)
     over = threading.Event()
@@ -43,9 +44,10 @@ def notice() -> Iterator[Callable[[], bool]]:
 
 
 def notice_in_actor() -> Callable[[], bool]:
-    """The same for a thread of an actor, until that ends.
+    """The same for a thread of an actor, until the actor ends.
 
-    Only the actor's main thread may set what a signal does."""
+    Only the actor's main thread may set what a signal does, so it is asked to.
+    """
     ray.get(ray.get_runtime_context().current_actor.__ray_call__.remote(_note_from_now_on))
     threading.Thread(target=_watch_node, args=[threading.Event()], daemon=True).start()
     return _asked.is_set
@@ -60,7 +62,7 @@ def _note_from_now_on(_actor: Any) -> None:
 
 
 def _watch_node(over: threading.Event) -> None:
-    """Whether Ray drains this node, asked as Ray Train asks it; Ray has no public function for it."""
+    """Ask every second whether Ray drains this node. Ray Train asks by the same function; none is public."""
     here = ray.get_runtime_context().get_node_id()
     while not over.wait(POLL_S):
         if here in state.get_draining_nodes():

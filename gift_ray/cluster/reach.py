@@ -18,10 +18,12 @@ ADVICE = "start the cluster, correct the address, or unset RAY_ADDRESS to run on
 
 
 def require_cluster(address: str) -> None:
-    """Ask who is at `host:port` (or `ray://host:port`); `local` and `auto` are Ray's own to find.
+    """Check that a Ray head answers at `host:port` or `ray://host:port`.
+
+    `local` and `auto` are not checked, since Ray itself finds the address then.
 
     Raises:
-        ConfigError: nobody answers within PATIENCE_S seconds, or somebody else than Ray.
+        ConfigError: nothing answers within PATIENCE_S seconds, or what answers is not Ray.
     """
     if address in ("local", "auto"):
         return
@@ -34,7 +36,7 @@ def require_cluster(address: str) -> None:
         raise ConfigError(f"RAY_ADDRESS: {address!r} is no host:port; {ADVICE}")
     try:
         socket.create_connection((host, port), timeout=PATIENCE_S).close()
-        # Under TLS only Ray's own keys open the channel.
+        # With TLS the check would need Ray's own keys, so it ends here.
         if os.environ.get("RAY_USE_TLS", "0") != "1":
             _require_grpc(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except grpc.FutureTimeoutError as error:

@@ -101,7 +101,7 @@ def train(step: Step, storage: Storage, cluster: ClusterConfig) -> None:
 
 
 def _train_worker(settings: dict[str, Any]) -> GiftError | None:
-    """Returns why the unit failed, if a retry can't help; or None."""
+    """What each worker does. Returns the error of a failure that a retry would not help, or None."""
     step, here = settings["step"], settings["storage"].on_node()
     logs.of_worker(here.study_dir)
     journal = TrainJournal(settings["every"])
@@ -114,7 +114,7 @@ def _train_worker(settings: dict[str, Any]) -> GiftError | None:
 
 
 def lost(error: Exception, cluster: ClusterConfig) -> str:
-    """Why a step was given up whose workers were lost too often, in words."""
+    """The reason, for people, why a step was given up after its workers were lost too often."""
     if isinstance(error, OutOfMemoryError):
         return (
             "its node ran out of memory again and again; raise cluster.cpus_per_unit, so that fewer "

@@ -49,7 +49,7 @@ def search(
     storage = storage_of(config.cluster, config.study_dir)
 
     def bring(trial: Trial) -> None:
-        # The tracker, the gate and the report read on this node what a trial has left on its own.
+        # The tracker, the gate and the report read here what a trial has written on another node.
         fetch_steps(plan(configure(config, trial.values)).steps(), storage)
         on_trial(trial)
 
@@ -68,7 +68,7 @@ def search(
 
 
 def fetch_steps(steps: Iterable[Step], storage: Storage) -> None:
-    """Make those that are finished readable on this node."""
+    """Make the finished ones of these steps readable on this node."""
     for step in steps:
         storage.fetch_step(step.folder(storage.study_dir))
 
@@ -163,7 +163,7 @@ class _Searcher(Searcher):
 
 
 class _Scheduler(FIFOScheduler):
-    """Stops trials that are hopeless."""
+    """Stops trials that can no longer win."""
 
     live: ClassVar[Search]
 

@@ -1,7 +1,7 @@
 """Writing a study's models for use elsewhere: a diffusers folder, a delta of the base, an attack's adapter.
 
-The weights of attacks are not kept, so an adapter is trained again from its step, to the same bits, and must
-draw what the step drew. Every export is read back before it is handed over.
+The weights of attacks are not kept, so an adapter is trained again as its step trained it, and is refused if
+it does not draw the images that the step drew. Every export is read back before it is handed over.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from gift_ray.study.plan import Arm, Plan
 from gift_ray.study.step import Step
 from gift_ray.study.steps.attack_model import AttackModel
 
-# Mean difference of two images, of 255: what rounding on other hardware of the same kind may change.
+# The largest mean difference of two images (of values up to 255) that other hardware of the same kind may
+# cause by rounding.
 MAX_DIFFERENCE = 2.0
 Format = Literal["diffusers", "delta", "lora", "kohya"]
 
@@ -48,17 +49,17 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
     """Write one model of a study, or the adapter that an attack makes of it, to `path`.
 
     Args:
-        plan: of the study, whose steps are done.
-        concept: the malicious concept whose model is meant.
-        form: `diffusers` a folder for `from_pretrained`; `delta` a safetensors of the changed tensors,
-            bound to its base; `lora` a folder for `load_lora_weights`; `kohya` one file for web UIs.
+        plan: the plan of the study, whose steps must be done.
+        concept: the malicious concept against which the model is immunized.
+        form: `diffusers`, a folder for `from_pretrained`; `delta`, a safetensors file of the changed tensors,
+            bound to its base; `lora`, a folder for `load_lora_weights`; `kohya`, one file for web UIs.
         path: the file or folder to write.
-        attack: which attack's adapter; `diffusers` and `delta` don't read it.
-        seed: of the attack; `diffusers` and `delta` don't read it.
+        attack: the attack whose adapter is wanted; `diffusers` and `delta` don't read it.
+        seed: the seed of that attack; `diffusers` and `delta` don't read it.
 
     Raises:
         ConfigError: the study has no such concept, attack or seed; the model isn't immunized yet; the
-            attack trains no adapter; something is at `path` already.
+            attack trains no adapter; `path` exists already.
     """
     arm = _arm_against(plan, concept)
     adapter = _attack_of(arm, concept, attack, seed) if form in ("lora", "kohya") else None
@@ -74,11 +75,11 @@ def export(plan: Plan, concept: str, form: Format, path: Path, *, attack: str, s
 
 
 def attacked(plan: Plan, step: AttackModel) -> Backbone:
-    """The model at the end of an attack step, trained again and seen to draw what the step drew.
+    """The model at the end of an attack step, trained again and checked to draw what the step drew.
 
     Raises:
         ConfigError: the attack trains no adapter.
-        ModelError: it draws something else than the study recorded.
+        ModelError: the model draws other images than the study recorded.
     """
     inputs = verified_inputs(step, plan.config.study_dir)
     *_, (_, model) = step.finetune(inputs, _Forgetful(every=1))
@@ -150,7 +151,7 @@ def _write(base: Backbone, released: Backbone, model: Backbone, form: Format, pa
             "kohya": lambda: model.save_lora_kohya(private),
         }
         write[form]()
-        # Read as others will read it, before it is handed over.
+        # The file is read as its users will read it, before it is handed over.
         if form == "diffusers":
             read = load_backbone(ModelConfig(pretrained_model_name_or_path=str(private)))
             require_same_parts(model, read, origin=str(path))

@@ -16,7 +16,8 @@ from pyarrow import fs
 from gift_ray.errors import ClusterFailed
 
 POLL_S = 0.5
-# In an object store a holder says this often that it is alive, and is taken for dead after so long.
+# In an object store a holder renews its claim every ALIVE_EVERY_S seconds, and is taken for dead if it has
+# not done so for DEAD_AFTER_S.
 ALIVE_EVERY_S = 20.0
 DEAD_AFTER_S = 120.0
 
@@ -26,7 +27,7 @@ def disk_lock(path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
     """Hold the lock of this file; the system frees it when its holder dies.
 
     Raises:
-        ClusterFailed: `cancelled` said so while another held it.
+        ClusterFailed: `cancelled` ended the waiting while another process held the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -48,12 +49,13 @@ def store_lock(
 ) -> Iterator[None]:
     """Hold the lock of this folder of an object store.
 
-    Everyone who wants it puts a claim there, and then looks: who sees no other claim has it, who sees one
-    takes its own back and tries again a little later. Of two who put theirs at the same time both may
-    step back, but never does each miss the other's: a listing shows all that was put before it.
+    Each process that wants the lock writes a claim, an object of its own, and then lists all claims. If there
+    is no other claim it has the lock; otherwise it deletes its claim and tries again a little later. If two
+    processes write claims at the same time, both may give way, but never do both take the lock: a listing
+    shows every object that was written before it.
 
     Raises:
-        ClusterFailed: `cancelled` said so while another held it.
+        ClusterFailed: `cancelled` ended the waiting while another process held the lock.
     """
     claim = f"{folder}/{uuid.uuid4().hex}"
     while not _claimed(filesystem, folder, claim):
@@ -71,10 +73,10 @@ def store_lock(
 
 
 def _claimed(filesystem: fs.FileSystem, folder: str, claim: str) -> bool:
-    """Put a claim; take it back if there is another whose holder is alive."""
+    """Write a claim, and delete it again if there is another one whose holder is alive."""
     _put(filesystem, claim)
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    # All times are the store's own: the clocks of machines differ.
+    # Only times of the store are compared, since the clocks of machines differ.
     written = {info.path: info.mtime for info in found if info.is_file}
     others = {path: at for path, at in written.items() if path != claim}
     living = [

@@ -1,8 +1,8 @@
-"""What a finished step leaves on disk, and how it is written and read.
+"""The record of a finished step: how a step's folder is written and read.
 
-A step's folder appears whole or not at all: everything is written into a private folder which is
-renamed into place, `record.json` inside it. A record that exists means done. Reading verifies the
-files against the hashes in the record, so that nothing half-written or damaged is ever used.
+A step's folder appears whole or not at all: everything is written into a private folder, `record.json` last,
+which is then renamed to the step's own. So a step whose record exists is done. Reading verifies the files
+against the hashes in the record, so that nothing half-written or damaged is ever used.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ PACKAGES = ("gift-ray", "torch", "diffusers", "transformers", "ray", "mlflow", "
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over some images, or of a whole set of them.
+    """The score of several images by one metric, or of a whole set of images.
 
-    `mean` and `stderr` are over the `n` scored images; `unscored` counts NaN values, which are
-    excluded. `worst` is the image that is worst in the metric's own `direction` (+1: higher is
-    better, -1: lower).
+    Attributes:
+        mean, stderr: mean and standard error over the `n` images that could be scored.
+        unscored: the number of NaN values, which are excluded.
+        worst: the value of the worst image.
+        direction: +1 if higher values are better, -1 if lower ones are.
     """
 
     mean: float
@@ -84,7 +86,7 @@ class Record:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces; refuses values that JSON can't hold exactly.
+    """The canonical JSON text of a value, with sorted keys and without spaces.
 
     Raises:
         TypeError: for a value outside dict, list, tuple, str, int, float, bool, None.
@@ -110,12 +112,13 @@ def write_step(
     """Run `work` in a private folder, add the record, and move it all to `folder` in one rename.
 
     Args:
-        folder: of the step.
+        folder: the step's folder.
         identity: the step's kind, options, versions and inputs; hashed into its fingerprint.
-        work: fills the folder it is given and returns the step's result (JSON values).
-        extra: provenance to add (seconds, device, ...).
+        work: fills the folder that it is given and returns the step's result (JSON values).
+        extra: provenance to add, such as the label.
 
-    Returns the record; if somebody else finished the same step meanwhile, theirs.
+    Returns:
+        The record; that of another process, if it finished the same step meanwhile.
     """
     started, cpu_started = time.time(), time.process_time()
     _reset_peak_memory()
@@ -146,10 +149,10 @@ def write_step(
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a finished step, its files verified.
+    """The record of a finished step, after its files were verified.
 
     Raises:
-        DataError: no record, or a file that is missing or differs from its hash.
+        DataError: there is no record, or a file is missing or differs from its hash.
     """
     record = read_claim(folder)
     for name, expected in record.files.items():
@@ -160,10 +163,10 @@ def read_record(folder: Path) -> Record:
 
 
 def read_claim(folder: Path) -> Record:
-    """The record alone, for readers that need none of the files: nothing is verified.
+    """The record of a finished step without verifying its files, for readers that need none of them.
 
     Raises:
-        DataError: no readable record.
+        DataError: there is no readable record.
     """
     path = folder / RECORD
     try:
@@ -205,7 +208,7 @@ def load_state(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, ValueError, OSError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    # A flipped bit may have renamed what should be here, too.
+    # A changed bit may also have renamed this entry, which is then missing.
     text = metadata.get("state", "")
     if metadata.get("checksum") != _checksum(text, tensors):
         raise DataError(f"{path}: damaged: the checksum differs")
@@ -234,13 +237,13 @@ def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
 def _strip_tensors(
     value: Any, keys: list[str], tensors: dict[str, torch.Tensor], storages: set[int]
 ) -> Any:
-    """The state without its tensors, which are added to `tensors` by the JSON list of their keys."""
+    """The state without its tensors; these are added to `tensors`, named by the JSON list of their keys."""
     import torch
 
     plain = {}
     for key, item in value.items():
         if isinstance(item, torch.Tensor):
-            # On the CPU at once: a copy of an optimizer's state may not fit beside it on the GPU.
+            # Moved to the CPU first, since the GPU may have no room for a copy of an optimizer's state.
             own = item.detach().cpu().contiguous()
             place = own.untyped_storage().data_ptr()
             # safetensors refuses two tensors in one storage.
@@ -261,10 +264,10 @@ def _reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that was in use at once.
+    """The largest amount of memory that was in use at any time.
 
-    Of the GPU since its counter was reset; without a GPU, of this process since it began, which counts what
-    it did before too.
+    This is the GPU's memory since its counter was reset. Without a GPU it is the memory of this process since
+    it began, which includes its earlier work.
     """
     import torch
 
@@ -276,7 +279,7 @@ def peak_memory_bytes() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """What a result was made with: versions, commit, machine; no paths, host name or environment."""
+    """With what a result was made: versions, commit, machine; without paths, host name or environment."""
     import torch
 
     return {

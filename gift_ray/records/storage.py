@@ -1,9 +1,9 @@
-"""Where the nodes of a cluster find each other's finished steps.
+"""Storage: where the nodes of a cluster find each other's finished steps.
 
-This is a disk that all of them mount, or an object store (S3), of which each node keeps a copy of what it has
-read. In an object store a step lies under its name, in a folder for each attempt at it; the object `done`
-names the attempt that counts, and is written last. An object appears whole or not at all, so a step does too,
-and two nodes that finish the same step do not mix their files.
+It is either a disk that all nodes mount, or an object store (S3), from which each node copies what it reads.
+In an object store each attempt at a step has a folder of its own below the step's name; the object `done`,
+which is written last, names the attempt that counts. Since an object appears whole or not at all, so does a
+step, and the files of two nodes that finish the same step do not mix.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gift_ray.records.whole import written_whole
 logger = logging.getLogger(__name__)
 
 DONE = "done"
-# More than what a full disk keeps in reserve for small files.
+# Large enough to fail on a full disk, which may still have room for small files.
 PROBE_BYTES = 2**20
 
 
@@ -40,10 +40,10 @@ def storage_of(cluster: ClusterConfig, study_dir: Path) -> Storage:
 
 
 def require_writable(folder: Path) -> None:
-    """Try whether a folder can be made and a file of some size written there; leaves nothing behind.
+    """Check that a folder can be made and a file of some size written there; leaves nothing behind.
 
     Raises:
-        ConfigError: it can't be written, or is full.
+        ConfigError: the folder can't be written, or the disk is full.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
@@ -93,7 +93,7 @@ class Storage:
         """Make a step that was finished here readable everywhere."""
 
     def fetch(self, path: Path) -> None:
-        """Replace a file or folder of the study by what is stored, if anything is."""
+        """Replace a file or folder of the study by the stored one, if there is one."""
 
     def send(self, path: Path) -> None:
         """Store a file of the study."""
@@ -109,7 +109,7 @@ class Storage:
         return disk_lock(self.study_dir / "locks" / f"{name}.lock", cancelled)
 
     def delete(self, path: Path) -> None:
-        """Forget a file or folder of the study, if it is there."""
+        """Delete a file or folder of the study, if it exists."""
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -117,11 +117,11 @@ class Storage:
 
 
 class ObjectStore(Storage):
-    """Nodes share no disk: steps, checkpoints and the search's memory travel through an object store.
+    """For nodes that share no disk: steps, checkpoints and trials are exchanged through an object store.
 
     Args:
         url: as pyarrow reads it, `s3://bucket/folder`, with `?endpoint_override=host:port&scheme=http`
-            for what is not Amazon's; credentials come from each node's environment.
+            for stores other than Amazon's. Credentials come from each node's environment.
         study_dir: the study's folder on this node.
 
     Every method raises ClusterFailed if the store does not answer as it should.

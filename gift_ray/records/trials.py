@@ -23,13 +23,16 @@ FAILED = -1.0
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what came of it.
+    """One setting that a search tried, with its scores.
 
-    `arms` holds each released model's own verdict (one for all concepts in joint mode, one for each
-    concept in per_concept mode); `objective` is their mean, `resistance` and `retention` their worst.
-    Only a `complete` trial has verdicts: in one that was `pruned`, or found `infeasible` before its
-    attacks, the numbers are what was still possible when it ended. `rungs` is the objective that was
-    still possible after each rung, `seconds` what its units took.
+    Attributes:
+        arms: the verdict on each released model (one model in joint mode, one for each concept in per_concept
+            mode). Only a `complete` trial has verdicts.
+        objective: the mean over these models; `resistance` and `retention` are their worst. In a trial that
+            was `pruned`, or found `infeasible` before its attacks, these are the best values that were still
+            possible.
+        rungs: the objective that was still possible after each rung.
+        seconds: the time that its units took.
     """
 
     trial_id: str
@@ -51,8 +54,8 @@ class Ledger:
     """A search's trials by number, on disk and in memory.
 
     Args:
-        folder: of this very search; another space or study is another search.
-        on_write: told of each file that was written.
+        folder: the folder of this search. A search of another space or study is another search.
+        on_write: called for each file that was written.
 
     Raises:
         DataError: a trial's file can't be read.
@@ -90,7 +93,7 @@ def _read(path: Path) -> Trial:
 
 
 def ledger_of(storage: Storage, fingerprint: str) -> Ledger:
-    """The memory of the search with this fingerprint, as far as the study's storage has it."""
+    """The trials of the search with this fingerprint, as far as the study's storage has them."""
     folder = storage.study_dir / "search" / fingerprint[:16]
     storage.fetch(folder)
     return Ledger(folder, on_write=storage.send)
@@ -103,12 +106,12 @@ def earlier_trials(folders: Sequence[str], space: Mapping[str, Any], protocol: s
     depend on another one.
 
     Args:
-        folders: of the earlier studies.
+        folders: those of the earlier studies.
         space: the searched options of this study, by path.
-        protocol: its `protocol_id`.
+        protocol: the `protocol_id` of this study.
 
     Raises:
-        ConfigError: a folder without such a trial, and why.
+        ConfigError: a folder has no such trial; the message says why.
     """
     found: list[Trial] = []
     mistakes = []

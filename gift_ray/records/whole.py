@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all.
+"""Writes files and folders so that they appear whole or not at all.
 
-They are written under a private name beside their own and renamed at the end, which a file system does in one
-step: a reader finds the old content, or the new one, or nothing, and never half of it.
+They are written under a private name beside their own, and renamed at the end, which a file system does in
+one step. So a reader finds the old content or the new one, and never half of it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Give the block a private path to write a file or a folder to; rename it to `path` when the block ends.
 
-    If the block raises, nothing is left of it. A file at `path` is replaced.
+    If the block raises, the private path is removed. An existing file at `path` is replaced.
 
     Raises:
-        OSError: a folder with content is at `path` already.
+        OSError: there is a folder with content at `path` already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name keeps its end, by which libraries tell the format of a file.
+    # The private name ends like the real one, since libraries tell the format of a file by its suffix.
     private = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield private
@@ -34,7 +34,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of their attempts at `path`. One that still runs fails."""
+    """Remove the private files that killed processes left beside `path`.
+
+    A process that is still writing such a file will fail.
+    """
     for private in path.parent.glob(f".????????.{path.name}"):
         _remove(private)
 

@@ -14,9 +14,12 @@ UNDEFENDED = "undefended"
 class ReportArm:
     """One model that was immunized with one setting of a defense, or the undefended model.
 
-    `key` names it in all tables, `label` on the page. `group` is what it is compared with others as: its
-    defense in a comparison, else its own key. `chosen` says that it is the best setting of its search, or
-    that there was no search. `outline` names the folders of its steps, as `report/outline.py` wrote them.
+    Attributes:
+        key, label: its name in all tables, and on the page.
+        group: the models that are shown as one: those of a defense in a comparison; in a search each is
+            alone.
+        chosen: whether it is the best setting of its search, or there was no search.
+        outline: the names of its steps' folders, as `report/outline.py` wrote them.
     """
 
     key: str

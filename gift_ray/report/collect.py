@@ -37,11 +37,11 @@ def collect(folder: Path, images: str | None = None) -> Study:
     """Read a study's folder.
 
     Args:
-        folder: of the study, of its benchmark or of an attacked checkpoint.
+        folder: that of the study, of its benchmark or of an attacked checkpoint.
         images: `all`, `safe_only` or `none`; overrides the study's `report.images`.
 
     Raises:
-        ConfigError: no study there.
+        ConfigError: the folder holds no study.
     """
     outline = read_outline(folder)
     config = StudyConfig.model_validate(outline["config"])
@@ -100,7 +100,7 @@ def collect(folder: Path, images: str | None = None) -> Study:
 
 
 def _read_records(steps: FinishedSteps, arms: list[ReportArm]) -> None:
-    """Read the records of all steps of these arms; what a trial never came to is not missing."""
+    """Read the records of all steps of these arms. Steps that an ended trial never began are not missing."""
     for arm in arms:
         if arm.trial_id is not None and arm.scorecard is None:
             steps.leave_out(arm.outline["steps"])

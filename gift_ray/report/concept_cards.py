@@ -16,10 +16,14 @@ from gift_ray.report.arms import ReportArm
 class ConceptCard:
     """What was decided about one malicious concept, and the numbers behind it.
 
-    `verdict` is resists, regained or not shown, and `recovery` the bounds by which it is given: those that
-    the gate read. `needed` would settle what is not shown. `status` is registered, refused or undecided.
-    `tail` is the recovery of the worst seed, `worst` the attack and measure that came furthest. `groups`
-    are the bounds of what must survive.
+    Attributes:
+        status: registered, refused or undecided.
+        verdict: resists, regained or not shown.
+        recovery: the bounds that the gate read, from which the verdict follows.
+        needed: the images and seeds that would settle a `not shown`.
+        tail: the recovery of the worst seed.
+        worst: the attack and measure that came furthest.
+        groups: the bounds of each retention group.
     """
 
     concept: str

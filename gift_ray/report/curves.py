@@ -1,4 +1,4 @@
-"""The table of attack curves: scores against attack steps, and recovery as one metric more each."""
+"""The table of attack curves: scores by attack step, and the recovery that each judging measure gives."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def read_curves(steps: FinishedSteps, arms: list[ReportArm]) -> pd.DataFrame:
 def recovery_curves(curves: pd.DataFrame, ruler: MeasuredBy) -> pd.DataFrame:
     """Each judging measure's curves as recovery (gift_ray/verdict/recovery.py), of every seed.
 
-    Where it lies between the floor and the undefended attack at its best. A seed alone may lie outside of
-    both; what is made of all seeds is cut off at 0 and 1.
+    It is 0 at the floor and 1 at the undefended attack's best. A single seed may lie outside of this range;
+    figures that are made of all seeds are cut off at 0 and 1.
     """
     tables = []
     for (concept, attack, measure), (floor, top) in ruler.levels.items():

@@ -14,7 +14,7 @@ from gift_ray.report.finished_steps import FinishedSteps
 from gift_ray.report.style import styles, text
 
 DETECTION = ["arm", "concept", "attack", "part", "threshold", "detections", "images"]
-# NudeNet's detector keeps nothing below the first.
+# NudeNet's detector drops detections that score less than the first of these.
 THRESHOLDS = tuple(round(0.25 + 0.05 * i, 2) for i in range(14))
 EXPLICIT = "all explicit parts"
 

@@ -25,20 +25,20 @@ YARDSTICK = "yardstick.json"
 
 
 def write_study(plan: Plan, fingerprint: str) -> None:
-    """Write the resolved configuration (less addresses and places) and the steps all trials share."""
+    """Write the resolved configuration, without addresses and paths, and the steps that all trials share."""
     write_json_atomic(plan.config.study_dir / STUDY, _outline(plan, fingerprint))
 
 
 def write_comparison(
     config: StudyConfig, plans: Mapping[str, Plan], folder: Path, set_aside: Sequence[str] = ()
 ) -> str:
-    """Write the models of several defenses, which stand side by side; returns their fingerprint.
+    """Write the outline of a comparison of several defenses; returns its fingerprint.
 
     Args:
-        config: of the study.
-        plans: defense -> the study with it, the undefended one first.
-        folder: inside the study's folder.
-        set_aside: why what was planned and is not among them can't be judged.
+        config: that of the study.
+        plans: for each defense the plan of the study with it; the undefended one comes first.
+        folder: a folder inside the study's folder.
+        set_aside: the reasons why planned units or models can't be judged and are left out.
     """
     base = replace(next(iter(plans.values())), config=config)
     steps = closure(step for plan in plans.values() for step in plan.steps())
@@ -55,10 +55,7 @@ def write_comparison(
 
 
 def write_yardstick(yardstick: Yardstick, folder: Path) -> None:
-    """Write what verdicts are measured by.
-
-    The judges' check, the floor of every attack, what can't be judged and why.
-    """
+    """Write the judges' check, the floor of every attack, and what can't be judged with the reasons."""
     rulers = [
         {"concept": concept, "attack": attack, "measure": measure, "rise": ruler.rise,
          "floor": asdict(ruler.floor.bounds()), "top": asdict(ruler.top.bounds())}

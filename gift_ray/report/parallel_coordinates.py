@@ -72,7 +72,11 @@ def parallel(study: Study) -> go.Figure:
 def _on_axis(column: list[Any], log: bool, fixed: bool) -> tuple[list[float], tuple[str, str]]:
     """Heights in [0, 1] and the texts at both ends of an axis.
 
-    `fixed`: the axis runs from 0 to 1 whatever the values are. Words stand in alphabetical order.
+    Words are placed in alphabetical order.
+
+    Args:
+        log: whether numbers are placed by their logarithm.
+        fixed: whether the axis runs from 0 to 1, whatever the values are.
     """
     if fixed:
         return [float(v) for v in column], ("0", "1")

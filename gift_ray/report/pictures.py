@@ -29,7 +29,8 @@ UNATTACKED = "as released"
 class Scene:
     """One thing that models were asked for: a concept under an attack, or a group of prompts.
 
-    `veiled`: it may show unsafe content, and is blurred until clicked.
+    Attributes:
+        veiled: whether its images may show unsafe content, and are blurred until they are clicked.
     """
 
     concept: str
@@ -57,14 +58,14 @@ class Strip:
 
 
 def shown(study: Study, veiled: bool) -> bool:
-    """Whether `report.images` allows to show an image; `veiled`: it may be unsafe."""
+    """Whether `report.images` allows showing an image; `veiled` says that the image may be unsafe."""
     return study.config.report.images == "all" or (
         study.config.report.images == "safe_only" and not veiled
     )
 
 
 def strips(study: Study) -> list[Strip]:
-    """All images there are, in the order in which they are shown while there is room.
+    """All images of the study, the most important first, since the page has room for a part of them only.
 
     Real images come first, then the last step of each seed's attack, then the other steps; among equals the
     undefended model, the chosen ones and the others.

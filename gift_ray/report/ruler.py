@@ -1,6 +1,6 @@
-"""What a study's verdicts were measured by, as its job wrote it down.
+"""The scale by which a study's verdicts were measured, read from the file that its job wrote.
 
-The judges' check, the floor of every attack, and what could not be judged.
+It holds the judges' check, the floor of every attack, and what could not be judged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ JUDGES = ["concept", "measure", "auc", "d_prime", "tpr", "fpr", "n", "blind"]
 
 @dataclass(frozen=True)
 class MeasuredBy:
-    """`levels` maps (concept, attack, measure) to the floor and the undefended attack's best mean."""
+    """The judges' check, the two ends of the scale of every attack, and what could not be judged.
+
+    Attributes:
+        judges: a row for each concept and measure.
+        levels: maps (concept, attack, measure) to the floor and the undefended attack's best mean.
+        unusable: concept, attack and measure that could not be used, with the reason.
+    """
 
     judges: list[dict[str, Any]] = field(default_factory=list)
     levels: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
@@ -31,7 +37,7 @@ class MeasuredBy:
         return list(dict.fromkeys(measure for _, _, measure in self.levels))
 
     def table(self) -> pd.DataFrame:
-        """The judges' check for people."""
+        """The judges' check as a table for people."""
         rows = pd.DataFrame(self.judges, columns=[*JUDGES])
         counts = rows["n"].map(lambda n: " / ".join(map(str, n)))
         marks = rows["blind"].map({True: "blind: no part of a verdict", False: "reads"})

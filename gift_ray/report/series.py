@@ -1,4 +1,4 @@
-"""The images of attacks as they come, one picture for each attack step: what a tracker shows of a run."""
+"""Pictures of the images that an attack draws, one for each attack step, for the tracker to show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gift_ray.study.plan import Arm, Plan
 def attack_series(plan: Plan, arm: Arm) -> Iterator[tuple[str, int, Image.Image]]:
     """("attack/concept", attack step, the first images side by side) of every finished attack's first seed.
 
-    As `report.images` allows; those of unsafe concepts are blurred for good.
+    Images that `report.images` does not allow are left out; those of unsafe concepts are blurred for good.
     """
     config = plan.config
     kinds = {c.name: c.kind for c in (*config.concepts.malicious, *config.concepts.safe)}

@@ -10,9 +10,9 @@ from gift_ray.report.style import CHANCE_COLOUR, COLOURS, SYMBOLS, error_bars, t
 
 
 def standings(study: Study) -> go.Figure:
-    """Resistance under each attack with its 95 % interval.
+    """A row for each defense: resistance under each attack with its 95 % interval, and retention.
 
-    Retention with a line down to the worst group; a row for each defense.
+    The line of retention reaches down to the worst group.
     """
     figure = go.Figure()
     table = study.tables.get("standings", pd.DataFrame())

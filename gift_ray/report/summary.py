@@ -25,12 +25,12 @@ def summarize(
 ) -> dict[str, Any]:  # fmt: skip
     """What a search found, as JSON values.
 
-    The trials, the Pareto front of each model (trial ids), the curves of the undefended model and of chance,
-    the chosen setting of each model, the verdict on each concept with its bounds, the judges' check, the
-    protocol and the provenance.
+    These are the trials, the Pareto front of each model (trial ids), the curves of the undefended model and
+    of chance, the chosen setting of each model, the verdict on each concept with its bounds, the judges'
+    check, the protocol and the provenance.
 
     Args:
-        yardstick: of the search.
+        yardstick: that of the search.
     """
     plan = yardstick.plan
     evaluation, study_dir = plan.config.evaluation, plan.config.study_dir

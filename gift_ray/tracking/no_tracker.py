@@ -1,4 +1,4 @@
-"""A study that nobody is told of: its folder, its report and its released models are all that it leaves."""
+"""The tracker of a study that is not tracked, whose results are in its folder alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gift_ray.tracking.tracker import Curves, Pictures, Registered
 
 
 class NoTracker:
-    """A `Tracker` that keeps nothing. A released model stays in its folder, which stands for its version."""
+    """A `Tracker` that keeps nothing. The folder of a released model takes the place of a version."""
 
     def __enter__(self) -> Self:
         return self

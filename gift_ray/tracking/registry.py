@@ -37,7 +37,7 @@ PROTOCOL = "gift_ray.protocol"
 # Marks a version that was compared with the champion; from then on only a person moves the alias to it.
 SETTLED = "gift_ray.settled"
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-# Of a version's tags, what people want to see in a row.
+# The tags of a version that its row in a listing shows.
 TOLD = ("concepts", "defense", "verdict", "recovery_high", "retention_low", "objective")
 REQUIREMENTS = ["mlflow>=3.13,<3.18", "torch>=2.13,<2.15", "diffusers>=0.42,<0.43",
                 "transformers>=5.23,<6", "safetensors>=0.8,<1"]  # fmt: skip
@@ -66,8 +66,8 @@ def register(
     under the same protocol, or when there is none.
 
     Raises:
-        ModelError: the folder is not as its manifest says.
-        ClusterFailed: the registry gave out.
+        ModelError: the folder differs from its manifest.
+        ClusterFailed: the registry failed.
     """
     with answering(tracker.uri):
         return _register(tracker, name, folder, objective, protocol, tags)
@@ -170,8 +170,11 @@ def _promote(client: MlflowClient, name: str, protocol: str, settled: set[str]) 
 
 
 def _set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Point an alias to a version. Where two drivers make the same alias at once, MLflow's database refuses
-    the second one's row; the alias is there then, and the second try moves it."""
+    """Point an alias to a version.
+
+    If two drivers create the same alias at the same time, MLflow's database refuses the second one's row. The
+    alias exists then, and a second call moves it.
+    """
     try:
         client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
@@ -194,7 +197,7 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 @contextmanager
 def _may_be_missing() -> Iterator[None]:
-    """Within the block something that does not exist is no error; a server that fails is."""
+    """Within the block it is no error if something does not exist; a server that fails still is one."""
     try:
         yield
     except MlflowException as error:
@@ -209,7 +212,7 @@ def _log_and_register(
     """Upload the folder and make a version of it; returns its number."""
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=tracker.run_id):
-        # The signature says what an input example would say.
+        # MLflow asks for an input example, but the signature already says as much.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         model = mlflow.pyfunc.log_model(
             name="model",

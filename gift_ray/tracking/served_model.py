@@ -32,7 +32,7 @@ class ServedPipeline(PythonModel):
         self.pipeline.set_progress_bar_config(disable=True)
         logging.getLogger("mlflow.models.utils").addFilter(_UnknownParameters())
 
-    # MLflow asks for a type, and would read most as a signature, which has no place for parameters.
+    # MLflow would take type annotations for a signature, in which parameters such as the seed have no place.
     def predict(self, context, model_input: np.ndarray, params=None):
         """One base64 PNG for each prompt; the same prompt gives the same image (seed in params).
 
@@ -68,7 +68,7 @@ class ServedPipeline(PythonModel):
         return prompts
 
     def _lost(self, prompt: str) -> str:
-        """What of a prompt the text encoder never sees."""
+        """The end of a prompt that the text encoder does not read, since it is too long."""
         tokenizer = self.pipeline.tokenizer
         words = tokenizer(prompt, add_special_tokens=False).input_ids
         return str(tokenizer.decode(words[tokenizer.model_max_length - 2 :])).strip()
@@ -88,13 +88,16 @@ class ServedPipeline(PythonModel):
 
 
 def refused(reason: str) -> MlflowException:
-    """What a caller has to change; a server answers it with 400."""
+    """An error that tells the caller what to change; a server answers with the status 400."""
     return MlflowException(reason, error_code=INVALID_PARAMETER_VALUE)
 
 
 class _UnknownParameters(logging.Filter):
-    """MLflow drops a parameter that the signature doesn't name and only logs it: a caller would get another
-    image than asked for. Where it would log, this refuses."""
+    """Refuses parameters that the signature does not name.
+
+    MLflow drops such a parameter and only logs a warning, so the caller would get another image than they
+    asked for. This filter of that log raises an error instead.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()

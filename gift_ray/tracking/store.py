@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs and models: how its address is written, and whether it answers.
+"""The store in which MLflow keeps runs and models: how its address is written, and whether it answers.
 
 A store that is not reachable, locked, or of another version of MLflow is reported in one line, since the
 user can change that.
@@ -21,9 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gift_ray.errors import ClusterFailed, ConfigError, GiftError
 
-# MLflow's own clients would try for minutes, and for a database nearly for two, before they say no.
+# MLflow's own clients retry for minutes (nearly two for a database) before they report that nothing answers.
 PATIENCE_S = 15.0
-# What MLflow answers to a call that is wrong in itself: a bug of ours, which keeps its traceback.
+# The codes with which MLflow answers a call that is wrong in itself. That is a bug of ours, and keeps its
+# traceback.
 OURS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"}
 
 
@@ -39,10 +40,10 @@ def shown(uri: str) -> str:
 
 
 def require_reachable(uri: str) -> None:
-    """Ask a store once whether it is there and can be written.
+    """Check that a store answers and can be written.
 
     Raises:
-        ConfigError: it did not say so within PATIENCE_S seconds.
+        ConfigError: it did not answer within PATIENCE_S seconds, or with an error.
     """
     failures: list[str] = []
 
@@ -71,7 +72,7 @@ def _ask_server(uri: str) -> None:
 
 
 def _ask_database(uri: str) -> None:
-    """Whether a store is a folder of files, which has no server to ask."""
+    """Connect to a database, and check that an SQLite file can be written; a folder needs no check."""
     if "://" not in uri or uri.startswith("file:") or uri.startswith("databricks"):
         return
     url = sqlalchemy.make_url(uri)
@@ -81,7 +82,8 @@ def _ask_database(uri: str) -> None:
     try:
         with engine.connect() as connection:
             if url.get_backend_name() == "sqlite":
-                # Takes the lock that a writer takes, and gives it back: a file that can't be written says so.
+                # Take the lock that a writer takes, and give it back: this fails if the file can't be
+                # written.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 connection.exec_driver_sql("PRAGMA user_version = 0")
                 connection.rollback()
@@ -91,10 +93,10 @@ def _ask_database(uri: str) -> None:
 
 @contextmanager
 def answering(uri: str, failure: type[GiftError] = ClusterFailed) -> Iterator[None]:
-    """Within the block a store that fails ends the job with a line.
+    """Within the block a failure of the store becomes an error of the kind `failure`, with one line.
 
     Raises:
-        GiftError: of the kind `failure`: locked, full, unreachable, of another version of MLflow.
+        GiftError: the store is locked, full, unreachable, or of another version of MLflow.
     """
     try:
         yield

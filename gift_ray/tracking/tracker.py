@@ -1,4 +1,7 @@
-"""Who is told how a study goes, and keeps what it leaves: MLflow, or nobody. The seam imports no MLflow."""
+"""The interface of trackers, which keep the results of a study: in MLflow, or nowhere.
+
+This file imports no MLflow.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,11 @@ class Registered:
 
 
 class Tracker(Protocol):
-    """Keeps one study, as a block: a job that ends by an error or an interrupt leaves nothing that looks as
-    if it still ran. Whatever is told twice is kept once, so that a study that continues may tell it again.
-    tests/contracts/test_trackers.py holds what all trackers promise.
+    """Keeps the results of one study, as a context manager.
+
+    When the block ends by an error or an interrupt, nothing is left that looks as if the study still ran.
+    Results that are given twice are kept once, so that a study that continues may give them again.
+    tests/contracts/test_trackers.py tests what all trackers promise.
     """
 
     def __enter__(self) -> Self: ...
@@ -48,7 +53,7 @@ class Tracker(Protocol):
         """Keep one finished trial; returns where people see it, "" if nowhere."""
 
     def undefended(self, curves: Curves, images: Pictures) -> None:
-        """Keep what all trials are held against."""
+        """Keep the undefended model's results, with which all trials are compared."""
 
     def summary(
         self, metrics: Mapping[str, float], tags: Mapping[str, str], files: list[Path]
@@ -61,7 +66,7 @@ class Tracker(Protocol):
         """Keep a released folder under `name`, once for the same content.
 
         Raises:
-            ModelError: the folder is not as its manifest says.
+            ModelError: the folder differs from its manifest.
         """
 
     def how_to_look(self) -> str:
@@ -75,13 +80,13 @@ def open_tracker(config: StudyConfig, fingerprint: str) -> Tracker:
         fingerprint: of the study; running the same study again continues what is kept of it.
 
     Raises:
-        ConfigError: what should keep the study can't be reached.
+        ConfigError: the tracker's store can't be reached.
     """
     if config.tracking.tracker == "none":
         from gift_ray.tracking.no_tracker import NoTracker
 
         return NoTracker()
-    # MLflow takes a second to import, and who does not use it should not wait for it.
+    # Importing MLflow takes a second, for which studies without it should not wait.
     from gift_ray.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(config, fingerprint)
