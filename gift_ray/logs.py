@@ -37,7 +37,7 @@ def to_study(study_dir: Path, name: str = DRIVER) -> Path:
     A process logs to one study at a time: the file of an earlier one is closed.
     """
     path = study_dir / FOLDER / name
-    # What is wrong with the folder is said by the step that writes its result there, not by its log.
+    # If the folder can't be written, the step that writes its result there reports it.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
     _add(logging.FileHandler(path, encoding="utf-8", delay=True), "study")
@@ -81,7 +81,7 @@ class Pace:
         self._next = 0.0
 
     def tell(self, done: int) -> None:
-        """`done` of the loop's rounds have ended."""
+        """Report that `done` rounds of the loop have ended, if it is time to."""
         if time.monotonic() >= self._next or done == self._total:
             self._next = time.monotonic() + EVERY_S
             self._logger.info(self._message.format(done=done, total=self._total))

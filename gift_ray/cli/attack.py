@@ -1,9 +1,9 @@
-"""Attack anyone's checkpoint and score it: what an attacker regains, what honest users have lost.
+"""Attack anyone's checkpoint and score it: what an attacker regains, and what honest users have lost.
 
     gift-ray attack configs/demo.yaml --model CHECKPOINT [key=value ...] [--dry-run]
 
-CHECKPOINT: a hub id, a diffusers folder, a single .safetensors, or a delta of the study's base model
-(ESD and UCE as .safetensors, IMMA and MIMA as .pt). The study gives concepts, attacks and measures.
+CHECKPOINT is a hub id, a diffusers folder, a single .safetensors, or a delta of the study's base model (of
+ESD and UCE as .safetensors, of IMMA and MIMA as .pt). The study gives the concepts, attacks and measures.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def against(config: StudyConfig, model: str) -> StudyConfig:
-    """The study with a finished model in place of its defense: one model, so all concepts at once."""
+    """The study with a finished model in place of its defense; as it is one model, the mode is `joint`."""
     return config.model_copy(
         update={
             "defense": DefenseConfig(

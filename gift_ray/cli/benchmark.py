@@ -1,9 +1,10 @@
-"""Every defense of a study under every attack, side by side: scores, tables and curves.
+"""Compare all defenses of a study under all of its attacks: scores, tables and curves.
 
     gift-ray benchmark configs/builtin/objects.yaml [key=value ...] [--dry-run]
     ray job submit -- python jobs/benchmark.py configs/paper/objects.yaml
 
-The arms are the undefended model, the study's `defense` and its `rivals`. Running it again continues.
+The arms are the undefended model, the study's `defense` and its `rivals`. Running it again continues where it
+was.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     with ray_executor(config.cluster, study_dir) as executor:
         write_comparison(config, plans, folder)
         undefended = plans["undefended"]
-        # The undefended units are counted twice, as they are asked for twice.
+        # The undefended units are counted twice, since the executor is asked for them twice.
         with LiveProgress(executor.events, len(steps) + len(undefended.steps())) as progress:
             # First the judges, then the undefended model, with which all arms are compared. An attack that
             # teaches it nothing can't show resistance, and is set aside before hours are spent on it.
@@ -100,7 +101,7 @@ def write_tables(
     config, study_dir = yardstick.config, yardstick.study_dir
     comparison.points(plans, study_dir).to_parquet(folder / "scores.parquet")
     rows, kept = comparison.units(plans, yardstick), comparison.retained(plans, yardstick)
-    # The study's own defense stands against the others, unless none of its models could be trained.
+    # The others are compared with the study's own defense, unless none of its models could be trained.
     reference = next(n for n in (config.defense.title, *list(plans)[1:]) if n in plans)
     tables: dict[str, pd.DataFrame] = {
         "standings": comparison.standings(rows, kept, config.seed),

@@ -1,10 +1,10 @@
-"""Can this study tell a defended model from another? The judges, the controls, the bounds, the cost.
+"""Check that a study can tell a defended model from an undefended one: its judges, controls, bounds and cost.
 
     gift-ray check configs/demo.yaml [key=value ...] [--judges] [--damage 0.05] [--dry-run]
 
-Positive control: every attack must bring the undefended model above the floor. Negative controls, which must
-not be called resistant: the base itself, the base in other numbers (`rescale`), and a randomly damaged model
-(`damage`). --judges stops after the judges' check, which trains nothing.
+The positive control: every attack must bring the undefended model above the floor. The negative controls must
+not be called resistant: the base itself, the base with its weights rescaled to the same function (`rescale`),
+and a randomly damaged model (`damage`). --judges stops after the judges' check, which trains nothing.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def with_negative_controls(config: StudyConfig, size: float) -> StudyConfig:
-    """The study with what must not be called resistant in place of its defenses.
+    """The study with the negative controls in place of its defenses.
 
-    One model each, for all concepts at once.
+    Each of them is one model for all concepts.
     """
     base = DefenseConfig(name="none", label="the base itself")
     others = (
@@ -97,9 +97,9 @@ def with_negative_controls(config: StudyConfig, size: float) -> StudyConfig:
 
 
 def floors(yardstick: Yardstick) -> pd.DataFrame:
-    """A row for each concept, attack and measure.
+    """How far the undefended attack rises above the floor, a row for each concept, attack and measure.
 
-    How far the undefended attack rises above the floor, or why nothing can be judged by it.
+    Where a measure can't judge the attack, the row says why.
     """
     rows = [
         {"concept": concept, "attack": attack, "measure": measure,
@@ -116,6 +116,6 @@ def floors(yardstick: Yardstick) -> pd.DataFrame:
 
 
 def show(title: str, table: pd.DataFrame) -> None:
-    """A titled table on the console."""
+    """Print a table with a title."""
     say(f"\n{title}")
     console.console.print(comparison.as_text(table, "md"), markup=False)

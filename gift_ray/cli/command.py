@@ -1,7 +1,7 @@
-"""The `gift-ray` command, for people who don't know Ray: the jobs, what is registered, what a study found.
+"""The `gift-ray` command: runs the jobs of a study, and shows what they found and what is registered.
 
-Completion in bash or zsh: `eval "$(register-python-argcomplete gift-ray)"`. Nothing heavy is imported
-before a command runs, so that a press of the tab key is answered at once.
+Completion in bash or zsh: `eval "$(register-python-argcomplete gift-ray)"`. Nothing heavy is imported before
+a command runs, so that the tab key is answered at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMANDS = {
     "models": "what is registered: versions, scores, aliases",
     "show": "what a study found: its trials, its verdicts",
 }
-# A command is run by the file of its name, except where another module has that name.
+# A command is run by the module of its name in this folder, except for these.
 MODULES = {"models": "registered", "report": "rewrite_report"}
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in commands:
         parser.parse_args(given or ["--help"])
-    # Only a parser of its own allows options between overrides.
+    # Options between overrides are possible only if the command is parsed by its own parser.
     parsed = commands[given[0]].parse_intermixed_args(given[1:])
     job = importlib.import_module(f"gift_ray.cli.{MODULES.get(given[0], given[0])}")
     return run_job(job.main, parsed)

@@ -1,4 +1,4 @@
-"""What a job prints: one line for each error, live progress, the leaderboard; and its exit codes."""
+"""Prints what a job shows (one line for each error, live progress, the leaderboard); its exit codes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def job_arguments(
     """Add the arguments that every job on a study takes; returns those of the study and its overrides.
 
     Args:
-        parser: of the job.
-        runs: whether the job runs the study's units.
+        parser: the job's parser.
+        runs: whether the job runs units of the study.
     """
     config = parser.add_argument("config", help="a study, as configs/demo.yaml")
     overrides = parser.add_argument(
@@ -57,7 +57,7 @@ def job_arguments(
 
 
 def run_job(main: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a job, and turn its end into an exit code."""
+    """Run a job and return its exit code. Errors that the user can act on are printed without a traceback."""
     if getattr(arguments, "progress", "text") == "json":
         console.stderr = LiveProgress.as_json = True
     if getattr(arguments, "verbose", False):
@@ -126,8 +126,8 @@ class LiveProgress:
     what people read goes to standard error.
 
     Args:
-        since: gives the board's events after the first n.
-        total: how many units are expected (a search may end with fewer).
+        since: a function that gives the board's events after the first n.
+        total: the number of units that are expected; a search may end with fewer.
     """
 
     as_json: ClassVar[bool] = False
@@ -221,13 +221,13 @@ def _duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One line of a job's output, as it is; the log has it too."""
+    """Print one line of a job's output, and write it to the log."""
     logger.info(text)
     console.print(text, markup=False)
 
 
 def verdict(card: dict[str, Any]) -> Table:
-    """A scorecard: each malicious concept, then each group of what must survive."""
+    """A scorecard as a table: each malicious concept, then each retention group."""
     table = Table(title="verdict", title_justify="left")
     for name in ("what", "estimate", "bounds", "detail"):
         table.add_column(name, justify="right" if name in ("estimate", "bounds") else "left")
@@ -252,7 +252,7 @@ def _bounds(found: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows of one shape; the columns are their keys."""
+    """A table of rows that have the same keys, which name the columns."""
     found = Table(title=title, title_justify="left")
     for name in rows[0] if rows else ("nothing",):
         found.add_column(name, overflow="fold")
@@ -262,10 +262,10 @@ def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Table:
-    """Every trial's models, each model's best first: the objective, both coordinates, the settings.
+    """The models of all trials, the best first: objective, resistance, retention and the searched settings.
 
-    A trial that did not come to its end has no model; what it could still become stands at the end, with
-    the reason.
+    A trial that ended early has no verdict. Such trials follow at the end, with the best values that were
+    still possible and the reason why they ended.
     """
     table = Table(title="leaderboard", title_justify="left")
     for name in (

@@ -1,9 +1,10 @@
-"""Take a model out of a study, or the adapter that an attacker makes of it.
+"""Export a model of a study, or the adapter that an attacker trains on it.
 
     gift-ray export CONFIG --concept weapon --form delta --to weapon.safetensors [key=value ...]
 
---form: `diffusers` (a folder), `delta` (what differs from the base, with the base's hash), `lora`
-(pytorch_lora_weights.safetensors), `kohya` (one file). The last two train the attack again: --attack, --seed.
+--form is `diffusers` (a folder), `delta` (the tensors that differ from the base, with the base's hash),
+`lora` (pytorch_lora_weights.safetensors) or `kohya` (one file). The last two train the attack of --attack and
+--seed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Immunize with one setting, attack the result and say what it is worth: no search, no registry.
+"""Immunize with one setting, attack the result and score it, without a search and without the registry.
 
     gift-ray immunize configs/builtin/multi_concept.yaml concepts.mode=joint [key=value ...]
     ray job submit -- python jobs/immunize.py CONFIG --matrix
@@ -52,8 +52,8 @@ def main(arguments: argparse.Namespace) -> int:
         ray_executor(config.cluster, study_dir) as executor,
         LiveProgress(executor.events, len(steps)) as progress,
     ):
-        # First the judges, then the undefended model: an attack that teaches it nothing could not show
-        # resistance.
+        # The judges are checked first, then the undefended model: an attack from which that learns nothing
+        # could not show resistance.
         judge_first([layout], executor.run, progress.say)
         executor.run(layout.shared())
         require_yardstick(layout)
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def write_results(layout: Plan, before: Plan | None, study_dir: Path) -> None:
-    """Verdicts, tables, and the models as diffusers folders."""
+    """Print and write the verdicts and tables, and write the models as diffusers folders."""
     models = []
     yardstick = Yardstick.of(layout, study_dir)
     for arm in layout.defended:

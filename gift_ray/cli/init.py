@@ -1,9 +1,9 @@
-"""Write a first study for a model of yours: commented, and valid as it is.
+"""Write a first study for a model of yours, with comments, which can be run as it is.
 
     gift-ray init --model builtin --malicious my_cats/ --safe car --to study.yaml
 
-A concept is a folder of images, or words for what the base model can draw. Without arguments the command
-asks.
+A concept is a folder of images, or words for something that the base model can draw. Without arguments the
+command asks for them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         check_data(load_study(path, []))
     except GiftError:
-        # What does not pass is not left behind.
+        # A study that has mistakes is not left behind.
         path.unlink()
         raise
     say(f"study        {path}")

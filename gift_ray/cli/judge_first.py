@@ -1,4 +1,4 @@
-"""What every job on a study does first: the judges are judged, and the study says what it can show."""
+"""What every job does before it trains: it checks the judges, and says how wide the bounds will be."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gift_ray.verdict.yardstick import Yardstick, check_judges, read_judges
 def judge_first(
     plans: Sequence[Plan], run: Callable[[Iterable[Step]], None], tell: Callable[[str], None]
 ) -> None:
-    """Run the judges' check, and tell what it finds, before anything is trained.
+    """Run the judges' check and report what it finds, before anything is trained.
 
     Raises:
-        ConfigError: a malicious concept that no measure reads.
+        ConfigError: every measure is blind for a malicious concept.
     """
     for line in remarks(plans[0].config):
         tell(f"note         {line}")
@@ -35,11 +35,11 @@ def judge_first(
 
 
 def require_yardstick(plan: Plan) -> Yardstick:
-    """What verdicts are measured by, once the steps that all arms share are done.
+    """The study's yardstick, once the steps that all arms share are done.
 
     Raises:
-        ConfigError: an attack on a malicious concept that nothing can judge, or prompts that the base itself
-            can't draw.
+        ConfigError: no measure can judge an attack on a malicious concept, or the base itself can't draw what
+            the safe prompts or neighbours ask for.
     """
     yardstick = Yardstick.of(plan, plan.config.study_dir)
     yardstick.require()

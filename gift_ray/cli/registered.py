@@ -1,4 +1,4 @@
-"""What is registered: every version with its scores and aliases.
+"""Show what is registered: every version with its scores and aliases.
 
 gift-ray models [--tracking-uri URI]
 """

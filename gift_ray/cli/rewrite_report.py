@@ -2,8 +2,8 @@
 
     gift-ray report runs/demo [--images none]
 
-A study that is still running, or was stopped, has a report too; it says what is missing. The pages of its
-benchmark and of attacked checkpoints, which lie in folders of their own, are written with it.
+A study that is still running, or was stopped, has a report too, which says what is missing. The reports of
+its benchmark and of attacked checkpoints are written as well; they lie in folders of their own.
 """
 
 from __future__ import annotations

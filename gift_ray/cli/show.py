@@ -1,4 +1,4 @@
-"""What a study found: its trials and each released model's verdict; a benchmark's standings.
+"""Show what a study found: its trials, the verdict on each released model, and a benchmark's standings.
 
     gift-ray show runs/demo
 
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
         say(f"not finished: {len(rows)} trials have ended; the same command continues")
         return console.OK
     console.console.print(console.table("verdicts", [verdict(m) for m in summary["chosen"]]))
-    # On lines of their own, since a table would break what is to be copied.
+    # Printed on lines of their own, since a table would break paths that are to be copied.
     for model in summary["chosen"]:
         if model["registered"]:
             say(f"registered   {model['registered']['uri']}")
@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def verdict(model: dict[str, Any]) -> dict[str, str]:
-    """One released model in a row: the score that the gate read, and the outcome."""
+    """One released model as a row: the score that the gate read, and the outcome."""
     score, bias = model.get("confirmed") or model, model.get("selection_bias") or {}
     return {
         "model": model["malicious"],
@@ -69,7 +69,7 @@ def in_bounds(concept: str, found: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file of the study's; None if it isn't there."""
+    """A JSON file of the study, or None if there is no such file."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found

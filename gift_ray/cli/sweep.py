@@ -1,9 +1,9 @@
-"""Search a study's options for the best trade-off, track every trial, register what passes the gate.
+"""Search a study's options for the best trade-off, track every trial, and register what passes the gate.
 
     gift-ray sweep configs/demo.yaml [key=value ...] [--dry-run]
     ray job submit -- python jobs/sweep.py configs/demo.yaml
 
-Running it again continues where it was; what is finished is not computed again.
+Running it again continues where it was: finished steps are not computed again.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def main(arguments: argparse.Namespace) -> int:
 def run_search(
     layout: Plan, examined: Plan, tracker: Tracker, fingerprint: str
 ) -> list[dict[str, Any]]:
-    """The whole search, its confirmation and its report; returns what became of each released model."""
+    """Run the search, its confirmation and its report; returns the outcome of each released model."""
     config, study_dir = layout.config, layout.config.study_dir
     assert config.search is not None
 
-    # What every trial shares is computed once: data, embeddings, the undefended arm, chance levels.
+    # The steps that all trials share are computed once: data, embeddings, the undefended arm, chance levels.
     with ray_executor(config.cluster, study_dir) as executor:
         write_study(layout, fingerprint)
         with LiveProgress(executor.events, expected_units(layout, examined)) as progress:
@@ -83,8 +83,8 @@ def run_search(
                 attack_series(layout, layout.undefended),
             )
 
-            # One trial is one setting; each is tracked when it ends, or now if an earlier driver
-            # was killed before it could.
+            # A trial is one setting. It is tracked when it ends; trials that an earlier driver could not
+            # track, because it was killed, are tracked after the search.
             def on_trial(trial: Trial) -> None:
                 track(tracker, config, trial, fingerprint)
                 for arm in trial.arms:
@@ -96,15 +96,15 @@ def run_search(
             for trial in trials:
                 track(tracker, config, trial, fingerprint)
 
-            # The score by which a setting was chosen is too high; the gate reads that of attacks it has not
-            # met.
+            # The score by which a setting was chosen is too high, so the gate reads the score under attacks
+            # that the search has not seen.
             rows = [asdict(trial) for trial in trials]
             judged = judge(finalists(config, rows), executor.run)
 
     for line in costs.account(layout, fingerprint, trials):
         say(line)
 
-    # Each released model's best finalist has passed the gate or has not; what passed is registered.
+    # The best finalist of each released model is registered if it has passed the gate.
     console.console.print(leaderboard(rows, list(config.search.space)))
     chosen = [choose(arm, judged, tracker) for arm in layout.defended]
     write_json_atomic(study_dir / "summary.json", summarize(yardstick, fingerprint, rows, chosen))
@@ -113,7 +113,7 @@ def run_search(
 
 
 def verdicts_of(trial: Trial) -> list[str]:
-    """A trial's models in a line each; why it failed, if it has none."""
+    """One line for each model of a trial, or the reason why the trial ended without one."""
     return [
         f"{arm['malicious']}: resistance {arm['resistance']:.3f}, retention {arm['retention']:.3f}"
         for arm in trial.arms
@@ -121,7 +121,7 @@ def verdicts_of(trial: Trial) -> list[str]:
 
 
 def expected_units(layout: Plan, examined: Plan) -> int:
-    """Units of the whole search and its confirmation, were no two trials alike."""
+    """The number of units of the whole search and its confirmation, if no two trials share any."""
     search, confirm = layout.config.search, layout.config.confirm
     assert search is not None
     shared = closure([*layout.shared(), *examined.shared()])
@@ -131,7 +131,7 @@ def expected_units(layout: Plan, examined: Plan) -> int:
 
 
 def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
-    """What would be computed and what it would cost, without computing more than a few steps of it."""
+    """Print what would be computed and what it would cost. This computes a few training steps at most."""
     config = layout.config
     assert config.search is not None
     shared = {step.fingerprint for step in layout.shared()}
@@ -158,7 +158,7 @@ def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
 
 
 def only_confirmed(layout: Plan, examined: Plan) -> list[Step]:
-    """What a confirmation adds to the search: its undefended side, and each finalist's own steps."""
+    """The steps that a confirmation adds to the search: its undefended arm, and each finalist's own steps."""
     confirm = layout.config.confirm
     searched = {step.fingerprint for step in layout.steps()}
     once = {step.fingerprint: step for step in examined.shared()}
@@ -173,7 +173,7 @@ def only_confirmed(layout: Plan, examined: Plan) -> list[Step]:
 
 
 def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str) -> None:
-    """One trial in MLflow and in the study's folder: its settings, its verdict, its curves."""
+    """Write one trial to the tracker and to the study's folder: its settings, verdicts, curves and images."""
     metrics = {
         "objective": trial.objective,
         "resistance": trial.resistance,
@@ -188,7 +188,7 @@ def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str)
 
 
 def choose(arm: Arm, judged: list[Judgement], tracker: Tracker) -> dict[str, Any]:
-    """What became of one released model: its best finalist, registered if it meets the gate."""
+    """The outcome of one released model: its best finalist, which is registered if it passes the gate."""
     malicious = ", ".join(arm.malicious)
     own = [j for j in judged if j.finalist.arm.malicious == arm.malicious]
     if not own:
@@ -222,7 +222,7 @@ def release(judgement: Judgement, tracker: Tracker) -> dict[str, Any]:
 
 
 def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]) -> None:
-    """Keep the study's outcome and say where everything is."""
+    """Give the study's outcome to the tracker, and say where everything is."""
     summary = config.study_dir / "summary.json"
     metrics = {
         f"{kind}/{slug(model['malicious'])}/{name}": value

@@ -1,4 +1,4 @@
-"""Paths of a study become absolute as it is read: a worker may run in another working directory."""
+"""Makes the paths of a study absolute when it is read, since workers may run in another working directory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ OPTIONS = ("path", "folder", "dataset_name")
 
 
 def absolute(name: str) -> str:
-    """A file or folder that is there by its whole path, links left as they are; another name, as a hub id,
-    unchanged."""
+    """The absolute path of an existing file or folder, without resolving links.
+
+    A name that is no existing path, such as a hub id, is returned unchanged.
+    """
     path = Path(name).expanduser()
     return str(path.absolute()) if name != "builtin" and path.exists() else name
 
 
 def with_absolute_paths(raw: Any) -> Any:
-    """A study's plain values, not checked yet, with absolute paths for the model, the encoders and the files
-    of plug-ins. Relative ones are relative to the working directory."""
+    """A study's plain values with absolute paths for the model, the encoders and the files of plug-ins.
+
+    The values are not checked yet. Relative paths are relative to the working directory.
+    """
     if isinstance(raw, list):
         return [with_absolute_paths(each) for each in raw]
     if not isinstance(raw, dict):
@@ -31,7 +35,7 @@ def _absolute_at(key: Any, value: Any, around: dict[Any, Any]) -> Any:
     if is_path and isinstance(value, str):
         return absolute(value)
     if key == "encoders" and isinstance(value, dict):
-        # A published network is meant even where a folder has its name.
+        # Names without a slash stand for published networks, even if there is a folder of that name.
         return {
             role: absolute(name) if isinstance(name, str) and "/" in name else name
             for role, name in value.items()

@@ -1,4 +1,4 @@
-"""Settings by their dotted paths (`defense.beta=0.3`): read, set, and given on the command line."""
+"""Reads and sets settings by their dotted paths, as overrides on the command line do: `defense.beta=0.3`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def settings(config: StudyConfig, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def value_at(raw: Any, path: str) -> Any:
-    """What stands at a dotted path; None if there is no such place."""
+    """The value at a dotted path; None if there is no such place."""
     for key in path.split("."):
         try:
             raw = raw[int(key)] if isinstance(raw, list) else raw[key]
@@ -29,7 +29,7 @@ def value_at(raw: Any, path: str) -> Any:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> str | None:
-    """Set one `dotted.path=YAML value` in place; returns the mistake, if it is one."""
+    """Set one `dotted.path=YAML value` in place. Returns the mistake in it as a line, or None."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         return f"override {override!r}: write it as dotted.path=value, as defense.beta=0.3"

@@ -1,4 +1,4 @@
-"""pydantic's validation errors in plain words: the field, the value, what is allowed, what to do."""
+"""Puts pydantic's validation errors in plain words: the field, the value, what is allowed, what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gift_ray.config.schema import StudyConfig
 
 
 def mistakes_in_lines(error: ValidationError) -> Iterator[str]:
-    """One line a mistake: the field, the value, what is allowed, what to do."""
+    """One line for each mistake: the field, the value, what is allowed, what to do."""
     for field, message in mistakes_of(error, _fields_at):
         yield f"{field or 'study'}: {message}"
 
@@ -21,17 +21,17 @@ def mistakes_in_lines(error: ValidationError) -> Iterator[str]:
 def mistakes_of(
     error: ValidationError, fields_at: Callable[[tuple[int | str, ...]], list[str]]
 ) -> Iterator[tuple[str, str]]:
-    """(dotted field, message) of each mistake, those inside plug-ins' options included.
+    """The dotted field and the message of each mistake, including those inside the options of plug-ins.
 
     Args:
-        fields_at: the names that are valid where the last key of a location stands.
+        fields_at: gives the valid names at the place of a location's last key.
     """
     items = error.errors()
     for item in items:
         if item["type"] == "too_short" and any(
             _inside(other["loc"], item["loc"]) for other in items
         ):
-            # Its entries are there but wrong: their own lines say so.
+            # The list is too short only because its entries are wrong, which is reported for each of them.
             continue
         field = ".".join(str(key) for key in item["loc"])
         cause = item.get("ctx", {}).get("error")
@@ -56,7 +56,7 @@ def explain(item: Any, fields: list[str]) -> str:
     if item["type"] == "missing":
         return "is missing; add it"
     if item["type"] == "string_type" and isinstance(item["input"], str | int | float | None):
-        return f"{item['input']!r} is read as no text; put it in quotes"
+        return f"{item['input']!r} is not read as text; put it in quotes"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message
@@ -64,7 +64,7 @@ def explain(item: Any, fields: list[str]) -> str:
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields that are valid where the last key of `location` stands."""
+    """The names of the fields that are valid at the place of the last key of `location`."""
     model: Any = StudyConfig
     for key in location[:-1]:
         if isinstance(key, int):

@@ -1,4 +1,4 @@
-"""Names that users give are data: each stays apart from the others on screen, in files and in MLflow."""
+"""Names that users give: checked, and kept distinct on screen, in the names of files, and in MLflow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 
 def told_apart(titles: Sequence[str], mark: str = "-") -> list[str]:
-    """The titles, each made a name of its own: the second `lora` becomes `lora-2`, or the next number that
-    is nobody's."""
+    """The titles made unique: a second `lora` becomes `lora-2`, or `lora-3` if that is a title as well."""
     names: list[str] = []
     for title in titles:
         name, number = title, 1
@@ -23,8 +22,10 @@ def told_apart(titles: Sequence[str], mark: str = "-") -> list[str]:
 
 
 def slug(name: str) -> str:
-    """A name in the letters that MLflow, and every file system, allow. Where letters are lost a piece of the
-    name's SHA-256 stands for them, so that two names never become one."""
+    """A name in the letters that MLflow and every file system allow.
+
+    If letters are lost, the beginning of the name's SHA-256 is appended, so that two names never become one.
+    """
     plain = re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:100]
     if plain == name and plain.strip(". "):
         return plain
@@ -32,12 +33,12 @@ def slug(name: str) -> str:
 
 
 def looks(name: str) -> str:
-    """What a reader sees of a name: two that agree in this can't be told apart by eye or on every disk."""
+    """A name as readers and some file systems see it: two names that are equal in this form look alike."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def one_line(name: str) -> str:
-    """A name that stands in tables and messages.
+    """Check a name that is shown in tables and messages; returns it.
 
     Raises:
         ValueError: it is blank, has spaces at its ends, or holds a line break or another control character.
@@ -53,10 +54,10 @@ def one_line(name: str) -> str:
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Values of which none is given twice; `1`, `1.0` and `true` are three.
+    """Check that no value is given twice; returns the values. `1`, `1.0` and `true` are three values.
 
     Raises:
-        ValueError: naming the one that is.
+        ValueError: a value is given twice; the message names it.
     """
     seen: list[tuple[type, Any]] = []
     for value in values:
@@ -67,7 +68,7 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def given_words(prompts: tuple[str, ...]) -> tuple[str, ...]:
-    """Prompts that say something.
+    """Check that no prompt is blank; returns the prompts.
 
     Raises:
         ValueError: one of them is blank.

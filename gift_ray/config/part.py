@@ -25,6 +25,6 @@ Prompts = Annotated[
 
 
 class Part(BaseModel):
-    """A part of the configuration: immutable, and with no room for misspelt keys."""
+    """A part of the configuration: immutable, and without unknown keys, so that misspelt ones are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,5 +1,7 @@
-"""A plug-in chosen in the configuration: its name with its options beside it (`defense: {name: gift, beta:
-0.1}`), checked by the plug-in's own options model."""
+"""The choice of a plug-in in the configuration, such as `defense: {name: gift, beta: 0.1}`.
+
+The options stand beside the name, and are checked by the plug-in's own class.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,11 @@ class PluginConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """All keys beside the name that are no fields of this class."""
         return dict(self.__pydantic_extra__ or {})
 
     def settings(self) -> list[dict[str, Any]]:
-        """The options that this stands for: one setting, or several."""
+        """The options of each plug-in that this stands for: one, or several for a grid."""
         return [self.options]
 
     @model_validator(mode="after")
@@ -67,7 +70,7 @@ class DefenseConfig(PluginConfig):
 
     @property
     def title(self) -> str:
-        """What people call it: its label, a chain's members, or its name."""
+        """Its name for people: the label, the titles of a chain's members, or the plug-in's name."""
         members = [DefenseConfig.model_validate(m).title for m in self.options.get("defenses", ())]
         return self.label or " + ".join(members) or self.name
 
@@ -75,9 +78,9 @@ class DefenseConfig(PluginConfig):
 class AttackConfig(PluginConfig):
     """How the attacker fine-tunes: a file of `gift_ray/attacks`.
 
-    `label` is its name in tables and curves. `grid` stands for an attack at each combination of its values
-    (`grid: {learning_rate: [5.0e-5, 1.0e-4], rank: [4, 8]}`); their worst case is what counts. Steps need
-    no grid: images are drawn along every attack.
+    `label` is its name in tables and curves. A `grid` stands for one attack at each combination of its values
+    (`grid: {learning_rate: [5.0e-5, 1.0e-4], rank: [4, 8]}`), of which the worst counts. The number of steps
+    needs no grid, since images are drawn at several steps of every attack.
     """
 
     kind = "attacks"
@@ -87,13 +90,15 @@ class AttackConfig(PluginConfig):
 
     @property
     def title(self) -> str:
+        """Its name for people: the label, or the plug-in's name."""
         return self.label or self.name
 
     def settings(self) -> list[dict[str, Any]]:
+        """The options of each attack of the grid."""
         return [member.options for member in self.members()]
 
     def members(self) -> list[AttackConfig]:
-        """The attacks of the grid, each named by its values; one without a grid is its own only member."""
+        """The attacks of the grid, each named by its values. Without a grid this is the attack itself."""
         if not self.grid:
             return [self]
         points = [
@@ -133,8 +138,11 @@ Attacks = Annotated[DifferentAttacks, Field(min_length=1)]
 
 
 class MetricConfig(PluginConfig):
-    """What is measured on images: a file of `gift_ray/metrics`. `label` is its name in tables, for one that
-    is used twice (recognition by CLIP and by a classifier)."""
+    """What is measured on images: a file of `gift_ray/metrics`.
+
+    `label` is its name in tables, which a metric needs that is used twice (recognition by CLIP and by a
+    classifier).
+    """
 
     kind = "metrics"
 
@@ -142,9 +150,11 @@ class MetricConfig(PluginConfig):
 
     @property
     def title(self) -> str:
+        """Its name for people: the label, or the plug-in's name."""
         return self.label or self.name
 
 
 def metrics_differ(metrics: tuple[MetricConfig, ...]) -> tuple[MetricConfig, ...]:
+    """Check that no two metrics have the same title; returns the metrics."""
     each_once(tuple(metric.title for metric in metrics))
     return metrics

@@ -1,4 +1,4 @@
-"""A study read from YAML: every mistake is reported at once, one line each, before anything is started."""
+"""Reads a study from YAML. All mistakes are reported at once, one line each, before anything is started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
     """Read a YAML study and apply dotted overrides (`defense.beta=0.3`).
 
     Args:
-        check: checks a plug-in's options; (kind, name, options) -> [(option, message)].
+        check: checks the options of a plug-in: (kind, name, options) -> [(option, message)].
 
     Raises:
         ConfigError: every mistake of the file and the overrides, one line each.
@@ -31,7 +31,7 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
     config, more = _validate(with_absolute_paths(raw), check)
     if mistakes or more or config is None:
         raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
-    # Absolute from here on: Ray changes the working directory of its workers.
+    # From here on the path is absolute, since Ray changes the working directory of its workers.
     return config.model_copy(update={"output_dir": str(resolve_output_dir(config.output_dir))})
 
 

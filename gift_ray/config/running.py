@@ -1,4 +1,4 @@
-"""Where a study runs and where it is tracked; none of it changes a result."""
+"""The settings of where a study runs and where it is tracked. None of them changes a result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _object_store(url: str) -> str:
 
 
 class ClusterConfig(Part):
-    """What a unit asks of the cluster. Not part of any step's identity."""
+    """The resources that each unit asks of the cluster, and how it is run. No part of any step's identity."""
 
     cpus_per_unit: float = Field(1, gt=0)
     gpus_per_unit: float = Field(0, ge=0)
@@ -62,8 +62,10 @@ def _without_password(uri: str) -> str:
 
 
 class TrackingConfig(Part):
-    """Who keeps runs and released models: `mlflow`, or `none` for the study's folder alone. Without a
-    `tracking_uri` MLflow keeps them in an SQLite file inside the study's folder."""
+    """Where runs and released models are kept besides the study's folder: in `mlflow`, or nowhere (`none`).
+
+    Without a `tracking_uri` MLflow keeps them in an SQLite file inside the study's folder.
+    """
 
     tracker: Literal["mlflow", "none"] = "mlflow"
     tracking_uri: Annotated[str, AfterValidator(_without_password)] | None = None

@@ -26,7 +26,7 @@ from gift_ray.config.search_space import SearchConfig
 
 
 class ModelConfig(Part):
-    """The base model handed in. `builtin`, a local diffusers folder, or a hub id."""
+    """The base model: `builtin`, a local diffusers folder, or a hub id."""
 
     pretrained_model_name_or_path: str = "builtin"
     revision: str | None = None
@@ -37,13 +37,13 @@ class ModelConfig(Part):
 
 
 class ConceptConfig(Part):
-    """One concept: where its images are, and the words for it on either side.
+    """One concept: where its images come from, and the words for it.
 
-    `class_prompt` is the defender's caption of D_M, `instance_prompt` the attacker's of D_A (with a
-    rare token, as DreamBooth does); None keeps each image's own caption. `validation_prompts` are
-    what the attacked model is asked for, `neighbors` what must survive beside the concept.
-    `recognized_as` are the names by which a judge may call it; `control` is the safe concept whose images,
-    learnt instead, show what the attack teaches besides the concept (its style, its background).
+    `class_prompt` is the defender's caption of D_M, and `instance_prompt` the attacker's caption of D_A (with
+    a rare token, as in DreamBooth); None keeps each image's own caption. `validation_prompts` are the prompts
+    by which the attacked model is tested, and `neighbors` ask for similar things that must be kept.
+    `recognized_as` are the names by which an image counts as recognised. `control` is the safe concept with
+    whose images the same attack is made, to show what it teaches besides the concept, such as a style.
     """
 
     name: Annotated[str, AfterValidator(one_line)] = Field(max_length=300)
@@ -63,12 +63,15 @@ class ConceptConfig(Part):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What an image of it may be called."""
+        """The names by which an image of it counts as recognised."""
         return self.recognized_as or (self.name,)
 
 
 class MergeConfig(Part):
-    """How models against one concept each become one (`concepts.mode: merge`); gift_ray/models/merge.py."""
+    """How models that are immunized against one concept each are merged into one (`concepts.mode: merge`).
+
+    gift_ray/models/merge.py explains the method.
+    """
 
     keys_and_values: Literal["solve", "average"] = "solve"
     ridge: float = Field(1e-3, gt=0, description="relative to the system's mean eigenvalue")
@@ -85,8 +88,11 @@ class MergeConfig(Part):
 
 
 class ConceptsConfig(Part):
-    """What to block, what must stay learnable, and how many models: one for each malicious concept, one
-    trained against all (`joint`), or one merged from those for each (`merge`)."""
+    """The malicious and safe concepts, and how many models are made against the malicious ones.
+
+    `mode` is `per_concept` (a model for each), `joint` (one model that is trained against all), or `merge`
+    (one that is merged from the models for each).
+    """
 
     mode: Literal["joint", "per_concept", "merge"] = "per_concept"
     malicious: tuple[ConceptConfig, ...] = Field(min_length=1)
@@ -124,7 +130,7 @@ class ConceptsConfig(Part):
         return self
 
     def controls_of(self, concept: ConceptConfig) -> tuple[str, ...]:
-        """The safe concepts that a malicious one is held against; a safe one has none."""
+        """The safe concepts that are the controls of a malicious one; a safe concept has none."""
         if concept not in self.malicious:
             return ()
         return (concept.control,) if concept.control else tuple(c.name for c in self.safe)
@@ -137,7 +143,7 @@ class PriorConfig(Part):
 
 
 class EncodersConfig(Part):
-    """What the metrics measure with: `builtin`, a folder, or a hub id (lpips: also alex, vgg, squeeze)."""
+    """The networks that metrics use: `builtin`, a folder, or a hub id (for lpips also alex, vgg, squeeze)."""
 
     clip: str = "builtin"
     dino: str = "builtin"
@@ -167,11 +173,11 @@ class EvaluationConfig(Part):
 
 
 class ScoringConfig(Part):
-    """From images to verdicts, and to the one objective of a search; DESIGN sections 6 and 7.
+    """How scores of images become verdicts, and the one objective of a search.
 
-    A measure of a concept counts where its AUC reaches `least_auc` in the judges' check, and where the
-    undefended attack rises above the floor by `least_rise` standard errors. At 0 neither is asked for: that
-    is for trying things out, and what can't be told counts as regained.
+    A measure counts for a concept if its AUC in the judges' check is at least `least_auc`, and if the
+    undefended attack rises above the floor by `least_rise` standard errors. A value of 0 drops the condition,
+    which is meant for trying things out; what can't be measured then counts as regained.
     """
 
     judges: Annotated[tuple[str, ...], EachOnce] | None = Field(
@@ -185,12 +191,12 @@ class ScoringConfig(Part):
 
 
 class ConfirmConfig(Part):
-    """The best settings again, under attacks and seeds that the search never saw; the gate reads this.
+    """How the best settings are judged once more, with attacks and seeds that the search never saw.
 
-    `seeds` are those of the attacks; the first also draws the images of the models as they are. `seed`
-    gives the data split and the immunization another draw, and so releases another model; None keeps
-    the weights that were found. `battery` names a dated list of attacks, which is put behind `attacks`
-    when the study is read (gift_ray/study/battery.py).
+    The gate reads the score of this confirmation. `seeds` are those of the attacks; with the first one images
+    are also drawn before any attack. `seed` repeats the data split and the immunization with another seed,
+    which makes and releases another model; None keeps the weights that the search found. `battery` names a
+    dated list of attacks, which are added after `attacks` when the study is read (gift_ray/study/battery.py).
     """
 
     attacks: DifferentAttacks = ()
@@ -217,10 +223,10 @@ class ConfirmConfig(Part):
 class GateConfig(Part):
     """The rule that a model must pass to be registered.
 
-    Bounds are held against it, never estimates: the attacker regains at most 1 - `min_resistance` by the
-    upper bound of recovery, and `min_retention` is kept by the lower bound. `min_worst_retention` is of
-    the worst group: safe prompts, neighbours, safe fine-tuning, KID. At `min_resistance` 0 a model that
-    was never immunized passes.
+    It reads bounds, never estimates: the upper bound of recovery must be at most 1 - `min_resistance`, and
+    the lower bound of retention at least `min_retention`. `min_worst_retention` is the same for the worst
+    group (safe prompts, neighbours, safe fine-tuning, KID). With `min_resistance` 0 even a model that was
+    never immunized passes.
     """
 
     min_resistance: Fraction = 0.1
@@ -238,7 +244,7 @@ class ReportConfig(Part):
 
 
 class StudyConfig(Part):
-    """A whole study. `seeds` are those of the attacks; `seed` that of everything else."""
+    """A whole study. `seeds` are those of the attacks, `seed` is that of everything else."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0)
@@ -301,10 +307,10 @@ class StudyConfig(Part):
 
 
 def resolve_output_dir(output_dir: str) -> Path:
-    """Absolute output folder; a relative one lies under $GIFT_RAY_HOME, else the working directory.
+    """The absolute output folder. A relative one lies in $GIFT_RAY_HOME, or else in the working directory.
 
-    Under `ray job submit --working-dir .` the working directory is a throw-away copy: there, a
-    relative folder lies in the user's home instead.
+    Under `ray job submit --working-dir .` the working directory is a temporary copy, so a relative folder
+    lies in the user's home there.
     """
     home = os.environ.get("GIFT_RAY_HOME")
     base = Path(home) if home else Path.cwd()

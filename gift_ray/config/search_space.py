@@ -1,4 +1,4 @@
-"""What a search varies, and how: the ranges and choices of options, and the algorithm."""
+"""The configuration of a search: the ranges and choices of the options that it varies, and its algorithm."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gift_ray.config.searchable import mistake_in_path
 class Range(Part):
     """One searched option: a range (`low`, `high`, `log`, `integer`) or a list of `choices`.
 
-    `num` is how many points of the range a grid takes. With `when` the option is searched only where
-    the setting has these values: `when: {defense.name: gift}`, or a list of values.
+    `num` says how many points of the range a grid takes. With `when` the option is searched only in settings
+    that have these values: `when: {defense.name: gift}`, where a list stands for any of its values.
     """
 
     low: float | None = None
@@ -43,7 +43,7 @@ class Range(Part):
         return self
 
     def points(self) -> list[Any]:
-        """What a grid tries: the choices, or `num` points from low to high."""
+        """The values that a grid tries: the choices, or `num` points from low to high."""
         if self.choices is not None:
             return list(self.choices)
         assert self.low is not None
@@ -51,7 +51,7 @@ class Range(Part):
         assert self.num is not None
         shares = [i / (self.num - 1) for i in range(self.num)]
         if self.log:
-            # Both ends are met exactly.
+            # Written as a product of powers, so that both ends are exact.
             found = [self.low ** (1 - share) * self.high**share for share in shares]
         else:
             found = [self.low * (1 - share) + self.high * share for share in shares]
@@ -61,10 +61,10 @@ class Range(Part):
 class SearchConfig(Part):
     """What `jobs/sweep.py` searches; keys of `space` are dotted config paths (`defense.beta`).
 
-    `pruner` ends trials whose partial score is hopeless: `bound` those that can't beat the best any
-    more, `median` the worse half and `asha` all but the best third of those that came as far.
-    `pareto` searches retention and resistance as two objectives instead of `scoring.objective`.
-    `warm_start` names folders of earlier studies, whose trials the sampler is told first.
+    `pruner` ends trials early, by their score so far: `bound` ends those that can no longer beat the best
+    one, `median` the worse half of the trials at the same rung, and `asha` all but the best third of them.
+    `pareto` searches retention and resistance as two objectives instead of `scoring.objective`. `warm_start`
+    names folders of earlier studies, from whose trials the sampler learns before it begins.
     """
 
     space: dict[str, Range] = Field(min_length=1)

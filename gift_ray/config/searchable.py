@@ -1,10 +1,12 @@
-"""What a search may vary: the defense and how its models are put together. What attacks, measures or judges
-a model is the ruler, and stays where it is."""
+"""Which options a search may vary: those of the defense, and how models of several concepts are combined.
+
+The options of attacks, measures and verdicts must stay as they are, since trials are compared by them.
+"""
 
 from __future__ import annotations
 
 SEARCHED = ("defense", "concepts.mode", "concepts.merge")
-# What would win such a search, by the part of the study that it varies.
+# What a search over some other part of the study would find instead of the best defense.
 WOULD_WIN = {
     "attacks": "the weakest attacker",
     "evaluation": "the measure that tells least",

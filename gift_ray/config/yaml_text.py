@@ -1,7 +1,7 @@
-"""YAML as people mean it: the scalars of YAML 1.2, and no key twice.
+"""Reads YAML with the scalars of YAML 1.2, and refuses keys that are given twice.
 
-PyYAML reads YAML 1.1, where `5e-5` is text, `no` is false, `12:30` is 750, `010` is 8 and the last of two
-equal keys wins without a word.
+PyYAML alone reads YAML 1.1, in which `5e-5` is text, `no` is false, `12:30` is 750 and `010` is 8, and it
+silently takes the last of two equal keys.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-# A few lines of anchors can stand for more values than there is memory.
+# A few lines of YAML anchors can expand to more values than fit in memory.
 MOST_VALUES = 1_000_000
 
 
@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         first: dict[Any, Any] = {}
         for key_node, _ in node.value:
-            # Other keys than plain words are refused below, and `<<` is no key.
+            # Keys that are no scalars are refused below, and `<<`, which merges a mapping, is no key.
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "<<"
             if key != "<<" and key in first:
                 raise yaml.constructor.ConstructorError(
@@ -62,7 +62,9 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is not valid, gives a key twice, holds itself, or is far larger than any study.
+        yaml.YAMLError: the text is not valid, gives a key twice, has a part that holds itself, or expands to
+        far
+            more values than any study has.
     """
     try:
         # The loader is a SafeLoader: it makes plain values only.
@@ -76,7 +78,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """How many values there are once every alias is written out."""
+    """The number of values after all aliases are expanded."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:

@@ -1,4 +1,4 @@
-"""Sources whose images the base model draws: what they share beside their choice of prompts."""
+"""The common base of the sources whose images the base model draws; they differ in their prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gift_ray.training.diffusion import Seeds
 
 
 class DrawnSource(Source):
-    """One image for each prompt; the prompt is the image's caption."""
+    """Draws one image for each prompt; the prompt is the image's caption."""
 
     num_inference_steps: int = Field(50, gt=0)
     guidance_scale: float = Field(7.5, ge=1)
@@ -39,7 +39,7 @@ class DrawnSource(Source):
         ]
 
     def identity(self) -> dict[str, Any]:
-        # An image does not depend on which others are drawn beside it.
+        # An image does not depend on the others of its batch.
         return {key: value for key, value in super().identity().items() if key != "batch_size"}
 
     def uses_model(self) -> bool:

@@ -1,10 +1,10 @@
-"""Which images are one picture: copies that were re-encoded, resized, mirrored, slightly cropped or slightly
-recoloured.
+"""Finds copies among images: those that were re-encoded, resized, mirrored, slightly cropped or recoloured.
 
-Two stages. First the thumbnail of each image is correlated with windows into the other one and into its
-mirror image. Pairs that correlate are then registered, and compared block by block: a copy is alike
-everywhere, while two drawings that merely look alike differ a lot in at least one place. (Perceptual hashes
-of whole images do neither: mirrored copies differ in half of their bits, and clock faces in none.)
+This has two stages. First the thumbnail of each image is correlated with windows into the other image and
+into its mirror image. Pairs that correlate are then aligned and compared block by block: a copy is alike
+everywhere, while two drawings that merely look alike differ a lot in at least one place. Perceptual hashes of
+whole images are not used, since mirrored copies differ in half of their bits, and different clock faces in
+none.
 
 Measured by `benchmarks/duplicates.py` (its output lies beside it) on OpenMoji: all copies are found, down to
 85 % of each side, but for 24 % of those whose saturation changed by 30 % and 4 % of those whose brightness
@@ -22,14 +22,14 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import minimize
 
-# Images are kept at this size, whatever their shape; a crop changes the shape.
+# Images of any shape are reduced to a square of this size, since a crop changes the shape.
 THUMBNAIL_PX = 96
 COARSE_PX, FINE_PX, BLOCK_PX = 16, 32, 4
 # The part of an axis that a crop leaves: all of it, 92.5 % or 85 %, at several places. [start, end]
 _SPANS = [(s, s + kept) for kept in (1, 0.925, 0.85) for s in np.arange(0, 1.0001 - kept, 0.0375)]
 # [left, top, right, bottom] as shares of the image; the first is the whole image.
 WINDOWS = np.array([(x, y, x1, y1) for (x, x1), (y, y1) in product(_SPANS, _SPANS)]).clip(0, 1)
-# A pair must correlate this well in a window before it is looked at closely.
+# A pair is compared block by block if it correlates at least this well in some window.
 MIN_CORRELATION = 0.85
 # Largest mean difference inside a block, in standard deviations of the image's grey levels.
 MAX_BLOCK_DIFFERENCE = 0.4
@@ -41,17 +41,19 @@ MIN_CONTRAST = 4.0
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """What is kept of an RGB image for comparison."""
+    """The small version of an RGB image by which it is compared."""
     return image.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
 
 
 def copies(left: Sequence[Image.Image], right: Sequence[Image.Image]) -> list[tuple[int, int]]:
-    """All (i, j) such that the thumbnails left[i] and right[j] show one picture, in order; of one list held
-    against itself, those with i < j."""
+    """All (i, j), in order, for which the thumbnails left[i] and right[j] are copies of one picture.
+
+    If both arguments are the same list, only pairs with i < j are returned.
+    """
     if not left or not right:
         return []
     views = [np.stack([_views(image) for image in side]) for side in (left, right)]
-    # Either image may be a crop of the other: windows of one against the whole of the other.
+    # Either image may be a crop of the other, so windows of each are compared with the whole of the other.
     forward = np.einsum("iwp,jp->ijw", views[0], views[1][:, 0], optimize=True)
     backward = np.einsum("jwp,ip->ijw", views[1], views[0][:, 0], optimize=True)
     likely = np.maximum(forward.max(-1), backward.max(-1)) >= MIN_CORRELATION
@@ -69,8 +71,10 @@ def copies(left: Sequence[Image.Image], right: Sequence[Image.Image]) -> list[tu
 
 
 def _views(image: Image.Image) -> np.ndarray:
-    """Unit vectors of all windows into an image and its mirror image, [2 x windows, pixels]; zeros for a
-    plain image, which correlates with nothing."""
+    """Unit vectors of all windows into an image and its mirror image, [2 x windows, pixels].
+
+    They are zeros for a plain image, which so correlates with nothing.
+    """
     grey = image.convert("L")
     if np.asarray(grey, dtype=np.float32).std() < MIN_CONTRAST:
         return np.zeros((2 * len(WINDOWS), COARSE_PX**2), dtype=np.float32)
@@ -95,7 +99,7 @@ def _is_copy(whole: Image.Image, part: Image.Image, window: int) -> bool:
 
 
 def _worst_block(differences: np.ndarray) -> float:
-    """The largest mean inside a block, of [size, size, ...]."""
+    """The largest mean of any block of `differences` [size, size, ...]."""
     blocks = FINE_PX // BLOCK_PX
     cut = differences.reshape(blocks, BLOCK_PX, blocks, BLOCK_PX, -1)
     return float(cut.mean((1, 3)).max())
@@ -110,7 +114,7 @@ def _registered(whole: Image.Image, part: Image.Image, window: np.ndarray) -> np
         inside = box.min() >= 0 and box.max() <= 1 and (box[2:] - box[:2]).min() >= 0.7
         return -float(_unit(_cut(grey, box, FINE_PX)) @ target) if inside else 1.0
 
-    # One corner of the simplex for each side, moved by most of the windows' spacing, outwards if it can be.
+    # Each corner of the simplex moves one side by most of the spacing between windows, outwards if possible.
     simplex = np.tile(window, (5, 1))
     for side, outwards in enumerate((-0.03, -0.03, 0.03, 0.03)):
         moved = window[side] + outwards
@@ -128,7 +132,7 @@ def _cut(image: Image.Image, window: np.ndarray, size: int) -> np.ndarray:
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    """Grey pixels as a vector of mean 0 and length 1: products of two are correlations."""
+    """Grey pixels as a vector with mean 0 and length 1, so that the product of two is their correlation."""
     vector = (pixels - pixels.mean()).ravel()
     unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
     return unit

@@ -1,6 +1,4 @@
-"""A concept's images on their way to training: hashing, the disjoint split into D_M and D_A, and sets of
-encoded examples on disk.
-"""
+"""Prepares images for training: hashes, the disjoint split into D_M and D_A, and files of examples."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from gift_ray.plugins import SourceImage
 from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import Examples
 
-# What is done about a picture that would stand on both sides of the split.
+# What is done about a picture that would be on both sides of the split.
 Duplicates = Literal["refuse", "drop", "keep"]
 
 
@@ -30,7 +28,9 @@ Duplicates = Literal["refuse", "drop", "keep"]
 class KeyedImage:
     """A square RGB image with its caption, content hash (64 hex) and thumbnail.
 
-    `drawn`: the base drew it. Its drawings of one prompt may look alike; only equal pixels are a copy.
+    Attributes:
+        drawn: whether the base drew it. Its drawings of one prompt may look alike, so that only equal pixels
+            make a copy.
     """
 
     image: Image.Image
@@ -44,7 +44,7 @@ class KeyedImage:
 def keyed(
     images: Sequence[SourceImage], resolution: int, *, drawn: bool = False
 ) -> list[KeyedImage]:
-    """Hash and resize; the content hash is of the decoded pixels, so re-encoding doesn't hide a copy."""
+    """Hash and resize images. The hash is that of the decoded pixels, which re-encoding does not change."""
     result = []
     for item in images:
         content = f"{item.image.size}".encode() + item.image.tobytes()
@@ -60,12 +60,11 @@ def split(
     images: Sequence[KeyedImage], seed: int, max_images: int, concept: str,
     duplicates: Duplicates = "refuse",
 ) -> tuple[list[KeyedImage], list[KeyedImage]]:  # fmt: skip
-    """Disjoint halves (D_M, D_A) of `max_images` of a concept's images, decided by content hash and seed
-    alone.
+    """Disjoint halves (D_M, D_A) of at most `max_images` images, chosen by content hash and seed alone.
 
     Raises:
-        DataError: fewer than two images; two copies of one picture among those that are used (wherever
-            they came to stand: another seed would put them on both sides), unless told otherwise.
+        DataError: there are fewer than two images, or two copies of one picture and `duplicates` is `refuse`.
+            Copies are refused even within one half, since another seed would put them on both sides.
     """
     if len(images) < 2:
         raise DataError(
@@ -84,10 +83,10 @@ def split(
 def without_copies(
     d_m: Sequence[KeyedImage], d_a: Sequence[KeyedImage], concept: str, duplicates: Duplicates
 ) -> list[KeyedImage]:
-    """D_A, after `duplicates` was done about its pictures that D_M has too.
+    """D_A, after its copies of pictures of D_M were treated as `duplicates` says.
 
     Raises:
-        DataError: naming the copies (`refuse`), or if none but copies are there (`drop`).
+        DataError: there are copies (`refuse`), or D_A holds nothing but copies (`drop`).
     """
     if duplicates == "keep":
         return list(d_a)
@@ -105,8 +104,11 @@ def without_copies(
 
 
 def _copies(left: Sequence[KeyedImage], right: Sequence[KeyedImage]) -> list[tuple[int, int]]:
-    """All (i, j) such that left[i] and right[j] are one picture; of one list held against itself, those with
-    i < j. What the base drew is one with nothing but its own pixels."""
+    """All (i, j) for which left[i] and right[j] are copies of one picture.
+
+    If both arguments are the same list, only pairs with i < j are returned. A drawing by the base is a copy
+    only of an image with equal pixels.
+    """
     alone = left is right
     same = {
         (i, j)
@@ -142,19 +144,19 @@ def _told(one: KeyedImage, other: KeyedImage) -> str:
 
 
 def save_images(folder: Path, images: Sequence[Image.Image]) -> None:
-    """Lossless PNGs, named by index."""
+    """Write images as lossless PNGs, named by their index."""
     folder.mkdir(parents=True)
     for i, image in enumerate(images):
         image.save(folder / f"{i:04d}.png")
 
 
 def load_images(folder: Path) -> list[Image.Image]:
-    """What `save_images` wrote, in order."""
+    """Read the images that `save_images` wrote, in order."""
     return [read_image(path) for path in sorted(folder.glob("*.png"))]
 
 
 def save_examples(path: Path, examples: Examples) -> None:
-    """Encoded examples as one safetensors file."""
+    """Write encoded examples to one safetensors file."""
     tensors = {
         "latents_mean": examples.latents_mean.contiguous(),
         "latents_std": examples.latents_std.contiguous(),
@@ -165,7 +167,7 @@ def save_examples(path: Path, examples: Examples) -> None:
 
 
 def load_examples(path: Path) -> Examples:
-    """What `save_examples` wrote."""
+    """Read the examples that `save_examples` wrote."""
     with safe_open(path, framework="pt") as file:
         words = json.loads(file.metadata()["words"])
     tensors = load_file(path)

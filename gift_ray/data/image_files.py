@@ -1,4 +1,4 @@
-"""Image files on their way in: which files of a folder are meant, and hardened reading of each."""
+"""Reads image files, and refuses those that would lose or hide what they show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gift_ray.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
-# Images that are not read: whoever has one among the others meant it to be used.
+# Image formats that are not read. A file of one of them is an error, since it was probably meant to be used.
 UNREAD_SUFFIXES = (
     ".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga",
     ".tif", ".tiff",
@@ -22,18 +22,20 @@ UNREAD_SUFFIXES = (
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
 MIN_SIDE_PX = 16
-# A picture on a transparent ground must differ from the white that it is put on, by this many of 255.
+# Some pixel of a transparent picture must differ from the white behind it by at least this much, of 255.
 MIN_VISIBLE = 8
-# The brightest value of a 16-bit image: below it (12-bit cameras), 8 bits keep almost nothing.
+# The brightest value of a 16-bit image must be at least this: of darker ones (as from 12-bit cameras) 8 bits
+# keep almost nothing.
 MIN_DEEP_VALUE = 4096
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by suffix in any case, in natural order of their names. Hidden
-    files are none: macOS leaves a `._cat.png` beside each cat.png.
+    """The image files directly in a folder, told by their suffix, in natural order of their names.
+
+    Hidden files are left out, since macOS puts a `._cat.png` beside each cat.png.
 
     Raises:
-        DataError: a link to a file that isn't there, or an image of a format that is not read.
+        DataError: a file is a broken link, or an image of a format that is not read.
     """
     shown = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
     _require_readable(folder, shown)
@@ -68,11 +70,11 @@ def read_image(file: Path | bytes, origin: str = "") -> Image.Image:
     """Read one image, a file or its bytes, as RGB: EXIF rotation applied, transparency on white.
 
     Args:
-        origin: names the image in messages; default: the path.
+        origin: the image's name in messages; its path by default.
 
     Raises:
-        DataError: too large, too small, truncated, animated, not an image of these FORMATS, or one that
-            would lose what it shows: white on a transparent ground, 16 bits of which few are used.
+        DataError: the image is too large, too small, truncated, animated, not of one of the FORMATS, or would
+            lose what it shows: it is white on a transparent ground, or uses few of its 16 bits.
     """
     origin = origin or str(file)
     try:
@@ -99,7 +101,7 @@ def read_image(file: Path | bytes, origin: str = "") -> Image.Image:
 
 
 def _require_usable(image: Image.Image, origin: str) -> None:
-    """Refuse what the header says already."""
+    """Refuse an image that its header shows to be unusable, before it is decoded."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
             f"{origin}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read; "
@@ -111,7 +113,7 @@ def _require_usable(image: Image.Image, origin: str) -> None:
             f"{MIN_SIDE_PX}; remove it, or give the original"
         )
     frames = getattr(image, "n_frames", 1)
-    # MPO is what phones write: a JPEG with a second picture behind it, which is left alone.
+    # Phones write MPO files: a JPEG with a second picture after it, which is ignored.
     if frames > 1 and image.format != "MPO":
         raise DataError(
             f"{origin}: an animation of {frames} frames; save the frame that is meant, or remove it"
@@ -119,8 +121,11 @@ def _require_usable(image: Image.Image, origin: str) -> None:
 
 
 def _rescale_transparency(image: Image.Image, raw: str) -> None:
-    """A PNG names its transparent grey or colour in the file's own depth (`raw` is PIL's word for it); PIL
-    compares it with pixels of 8 bits."""
+    """Convert the transparent grey or colour of a PNG to 8 bits, in place.
+
+    A PNG gives it in the file's own depth, for which `raw` is PIL's name, while PIL compares it with pixels
+    of 8 bits.
+    """
     clear = image.info.get("transparency")
     factor = {"1": 255, "L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}.get(raw)
     if factor and isinstance(clear, int):
@@ -130,10 +135,10 @@ def _rescale_transparency(image: Image.Image, raw: str) -> None:
 
 
 def _eight_bits(image: Image.Image, origin: str) -> Image.Image:
-    """A 16-bit image with 8 bits a channel. (PIL would clip 16-bit grey at 255, which is white.)
+    """A 16-bit image with 8 bits a channel. PIL itself would clip 16-bit grey at 255, which makes it white.
 
     Raises:
-        DataError: it uses so little of the range that 8 bits keep almost nothing.
+        DataError: the image uses so little of its range that 8 bits keep almost nothing.
     """
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -143,7 +148,7 @@ def _eight_bits(image: Image.Image, origin: str) -> Image.Image:
         if clear is not None:
             image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     else:
-        # PIL has dropped the low bytes of colours already.
+        # PIL has already reduced colours to their high bytes.
         brightest = int(np.asarray(image.convert("RGB")).max()) * 256 + 255
     if brightest < MIN_DEEP_VALUE:
         raise DataError(
@@ -154,7 +159,7 @@ def _eight_bits(image: Image.Image, origin: str) -> Image.Image:
 
 
 def on_white(image: Image.Image, origin: str) -> Image.Image:
-    """RGB, with transparent pixels over a white background.
+    """The image in RGB, with a white background behind transparent pixels.
 
     Raises:
         DataError: nothing of the picture can be seen on white.
@@ -172,5 +177,5 @@ def on_white(image: Image.Image, origin: str) -> Image.Image:
 
 
 def square(image: Image.Image, resolution: int) -> Image.Image:
-    """Centre crop to a square of `resolution` pixels (as the diffusers scripts' --center_crop)."""
+    """Crop an image to its central square and resize that to `resolution` (--center_crop of diffusers)."""
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
