@@ -1,6 +1,7 @@
-"""Other people's checkpoints as unet weights, each key verified: a diffusers folder or hub id, a
-single-file Stable Diffusion, a unet's own file, or a delta of ESD, UCE, IMMA or MIMA, which holds only
-the tensors that it changes and means something on its own base alone.
+"""Reads other people's checkpoints as weights of the base's denoiser, and verifies each tensor by name.
+
+A checkpoint is a diffusers folder or hub id, a single-file Stable Diffusion, the file of a unet, or a delta
+of ESD, UCE, IMMA or MIMA. A delta holds only the tensors that it changes, and belongs to one base.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from gift_ray.models.weights import require_plain
 from gift_ray.records.manifest import MANIFEST, verify
 from gift_ray.records.record import digest, file_hash
 
-# In a delta's metadata: the hash of the unet that it was taken from.
+# The key in a delta's metadata of the hash of the unet that it was taken from.
 BASE_HASH = "gift_ray.base_unet"
 SINGLE_FILE_PREFIX = "model.diffusion_model."
-# What else a single file holds: its VAE, its text encoders, an average of the weights that is not used.
+# The names of all tensors that a single file may hold begin so: unet, VAE, text encoders, and an average of
+# the weights, which is not used.
 SINGLE_FILE_PREFIXES = (
     SINGLE_FILE_PREFIX, "first_stage_model.", "cond_stage_model.", "conditioner.", "model_ema.",
 )  # fmt: skip
-# Its noise schedule, and empty tensors by which it says how it was trained.
+# Further tensors of a single file: its noise schedule, and empty ones whose names say how it was trained.
 SINGLE_FILE_TENSORS = {
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
@@ -41,10 +43,10 @@ SINGLE_FILE_TENSORS = {
 
 
 def locate_checkpoint(name: str) -> Path:
-    """The file or folder behind a path or hub id.
+    """The file or folder that a path or hub id stands for.
 
     Raises:
-        ModelError: not found, or a kind of file that is not read.
+        ModelError: it is not found, or is a kind of file that is not read.
     """
     path = Path(name).expanduser()
     if not path.is_file():
@@ -54,7 +56,7 @@ def locate_checkpoint(name: str) -> Path:
             f"{name}: {path.suffix or 'no suffix'} is not a checkpoint that is read; give a diffusers "
             "folder, a hub id, .safetensors, or the .pt of IMMA or MIMA"
         )
-    # A link keeps its own name: the hub's cache links to files without a suffix.
+    # Links are not resolved, since those of the hub's cache lead to files without a suffix.
     return path.absolute()
 
 
@@ -65,13 +67,13 @@ def checkpoint_hash(name: str) -> str:
 
 
 def with_checkpoint(base: Backbone, name: str) -> Backbone:
-    """The base with a checkpoint's denoiser.
+    """The base with the denoiser of a checkpoint.
 
     Raises:
-        ModelError: unknown, missing or misshapen tensors, by name; values that are not finite, or not plain
-            floating-point numbers; a checkpoint whose other parts are not the base's; a delta that was
-            taken from another base, or changes nothing; pickled code; a released folder that is not as
-            its manifest says.
+        ModelError: tensors are unknown, missing or misshapen; values are not finite or not plain
+            floating-point numbers; other parts of the checkpoint differ from the base's; a delta was taken
+            from another base or changes nothing; a file holds pickled code; a released folder differs from
+            its manifest.
     """
     path = locate_checkpoint(name)
     if (path / MANIFEST).exists():
@@ -88,14 +90,14 @@ def with_checkpoint(base: Backbone, name: str) -> Backbone:
 
 
 def save_delta(base: Backbone, model: Backbone, path: Path) -> None:
-    """The tensors in which a model differs from its base, with the base's hash in the metadata."""
+    """Write the tensors in which a model differs from its base, with the base's hash in the metadata."""
     before, after = base.weights(), model.weights()
     changed = {n: t.cpu().contiguous() for n, t in after.items() if not torch.equal(t, before[n])}
     save_file(changed, path, metadata={BASE_HASH: unet_hash(base)})
 
 
 def unet_hash(model: Backbone) -> str:
-    """Hash of the unet's tensors, whatever file they came from."""
+    """The hash of the denoiser's tensors, which does not depend on the file that they came from."""
     tensors = {
         name: digest([list(t.shape), t.detach().cpu().float().numpy().tobytes().hex()])
         for name, t in model.weights().items()
@@ -104,7 +106,7 @@ def unet_hash(model: Backbone) -> str:
 
 
 def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
-    """All denoiser weights that a file stands for on this base."""
+    """All weights of the denoiser that a file gives: its own, and for a delta the base's for the others."""
     tensors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     if not tensors:
         raise ModelError(f"{path}: holds no tensor")
@@ -117,7 +119,8 @@ def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
         raise ModelError(f"{path}: this delta was taken from another base; give it its own base")
     prefix = f"{base.denoiser_name}."
     delta = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
-    # A whole denoiser must be whole; what does not hold its first tensor is a delta.
+    # A file with the denoiser's first tensor is a whole denoiser, in which no tensor may be missing. Others
+    # are deltas.
     if next(iter(base.weights())) in delta:
         return delta
     before = base.weights()
@@ -131,7 +134,7 @@ def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
 def _read_single_file(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], base: Backbone
 ) -> dict[str, Tensor]:
-    """The denoiser of a single file, whose other parts must be the base's."""
+    """The denoiser's weights of a single file, whose other parts must equal the base's."""
     unknown = sorted(
         n
         for n in tensors
@@ -158,7 +161,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A pickled dict of tensors, read without running what else a pickle can hold."""
+    """A pickled dict of tensors, read without running code that a pickle may hold."""
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

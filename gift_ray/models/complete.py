@@ -1,5 +1,8 @@
-"""Networks loaded whole. The libraries give a tensor that a file lacks random values, other ones in each
-process, leave out what has no place, and only warn; here it is refused by name."""
+"""Loads networks, and refuses files in which tensors are missing or unknown.
+
+diffusers and transformers only warn of these: a missing tensor gets random values, which differ from process
+to process, and an unknown one is dropped.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from torch import nn
 
 from gift_ray.errors import ModelError
 
-# Heads that nothing here reads: an encoder may have one that its file lacks, or the reverse.
+# Heads that nothing here uses, and which may therefore be missing or unknown.
 HEADS = ("pooler.", "classifier.")
-# How safetensors calls what a weight may be, and whole numbers, which positions are.
+# The types of tensors that are accepted, by safetensors' names. Positions are whole numbers.
 TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
 
 
 def load_complete(
     kind: Any, folder: Path, *, origin: str, subfolder: str = "", **options: Any
 ) -> nn.Module:
-    """A network of a diffusers or transformers class, in fp32, safetensors only.
+    """Load a network of a diffusers or transformers class from safetensors, in fp32.
 
     Args:
-        origin: names the network in messages.
-        options: of `from_pretrained`.
+        origin: the name of the network in messages.
+        options: those of `from_pretrained`.
 
     Raises:
         ModelError: tensors are missing, unknown, misshapen, not finite, or quantized.
@@ -56,10 +59,10 @@ def load_complete(
 def networks(
     folder: Path, given: Mapping[str, Any], *, variant: str | None, origin: str
 ) -> dict[str, nn.Module]:
-    """All networks of a diffusers folder by the names of its model_index.json, but those that are `given`.
+    """Load the networks that the model_index.json of a diffusers folder names, except those that are `given`.
 
     Raises:
-        ModelError: as `load_complete`.
+        ModelError: as in `load_complete`.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     found = {}

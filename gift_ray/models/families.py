@@ -1,5 +1,8 @@
-"""Which family of models a folder holds, and the base model of a study. A family is one class in a file of
-its own; a folder says in model_index.json which diffusers pipeline it was saved from."""
+"""Finds the family of models that a folder belongs to, and loads the base model of a study.
+
+A family is one class in a file of its own. The folder's model_index.json names the diffusers pipeline that it
+was saved from, and so its family.
+"""
 
 from __future__ import annotations
 
@@ -47,20 +50,20 @@ def family_of(folder: Path) -> type[Backbone]:
 
 
 def check_base(config: ModelConfig) -> None:
-    """Find a base and its family, without loading it.
+    """Check that a base is there and of a known family, without loading it.
 
     Raises:
-        ModelError: not found, of no known family, or not what its family can train and draw with.
+        ModelError: it is not found, is of no known family, or can't be trained or drawn with.
     """
     folder = locate(config)
     family_of(folder).check(folder, config.pretrained_model_name_or_path)
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
-    """Load a diffusers folder or hub id, in fp32, safetensors only.
+    """Load a diffusers folder or hub id from safetensors, in fp32.
 
     Raises:
-        ModelError: not found, no network, not a diffusers folder, pickled or damaged weights.
+        ModelError: it is not found, the hub can't be reached, or the weights are pickled or damaged.
     """
     check_base(config)
     folder = locate(config)
@@ -70,14 +73,14 @@ def load_backbone(config: ModelConfig) -> Backbone:
 
 @lru_cache(maxsize=2)
 def base_model(config: ModelConfig) -> Backbone:
-    """The base, loaded once a process. Callers clone before they train."""
+    """The base model, which a process loads once. Callers must clone it before they train it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logger.info("Loading the base model %s.", config.pretrained_model_name_or_path)
     return load_backbone(config)
 
 
 def _silence() -> None:
-    """Loading says what we say better: no progress bars, no warnings about components left out."""
+    """Turn off the progress bars and warnings of diffusers and transformers; our own errors say more."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

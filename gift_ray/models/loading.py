@@ -1,5 +1,4 @@
-"""Loading a diffusers folder with everything that a family needs of it, and refusing what is missing or
-would be trained or drawn wrongly."""
+"""Loads a diffusers folder, and refuses one that lacks a part or would be trained or drawn with wrongly."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from gift_ray.models.complete import networks
 from gift_ray.models.locate import device
 
 FIELD = "model.pretrained_model_name_or_path"
-# Schedulers of diffusers that draw with the betas and the prediction type that a UNet was trained with: both
-# stand in their configuration.
+# The schedulers of diffusers whose configuration holds the betas and the prediction type with which a UNet
+# was trained.
 DDPM_SCHEDULERS = (
     "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
@@ -26,15 +25,15 @@ DDPM_SCHEDULERS = (
     "TCDScheduler",
 )  # fmt: skip
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-# A tokenizer without a limit says a number beyond all sense.
+# A tokenizer without a limit reports a number far larger than this.
 NO_LIMIT = 10**6
 
 
 def require_parts(folder: Path, needed: Sequence[str], name: str) -> None:
-    """Look for the parts of a pipeline in its model_index.json.
+    """Check that the model_index.json of a folder names all parts that its family needs.
 
     Raises:
-        ModelError: one is missing.
+        ModelError: a part is missing.
     """
     index = read_json(folder, "model_index.json")
     missing = [part for part in needed if not (index.get(part) or [None])[0]]
@@ -45,11 +44,11 @@ def require_parts(folder: Path, needed: Sequence[str], name: str) -> None:
 
 
 def require_text_to_image(folder: Path, tokenizers: Sequence[str], name: str) -> None:
-    """Look into the configurations of a pipeline with a UNet, before anything is loaded.
+    """Check the configurations of a pipeline with a UNet, before anything is loaded.
 
     Raises:
-        ModelError: a UNet that takes more than latents, a tokenizer without a length, or a model of the
-            noise whose schedule is not known, or ends without any signal, from which it cannot draw.
+        ModelError: the UNet takes more than latents, a tokenizer has no length, the noise schedule is not
+            known, or it ends in pure noise, from which a model that predicts the noise cannot draw.
     """
     # Defaults are those of diffusers' classes.
     taken = read_json(folder, "unet/config.json").get("in_channels", 4)
@@ -78,7 +77,7 @@ def require_text_to_image(folder: Path, tokenizers: Sequence[str], name: str) ->
 
 
 def _require_known_schedule(scheduler: dict[str, Any], kind: Any, name: str) -> None:
-    """A schedule of another kind would be read as linear betas and epsilon, and trained so."""
+    """Refuse a schedule of an unknown kind, which would be trained as if it had linear betas and epsilon."""
     given = scheduler.get("_class_name")
     flow = [key for key in ("use_flow_sigmas", "use_dynamic_shifting") if scheduler.get(key)]
     if given not in DDPM_SCHEDULERS or flow:
@@ -93,10 +92,10 @@ def _require_known_schedule(scheduler: dict[str, Any], kind: Any, name: str) -> 
 
 
 def read_json(folder: Path, file: str) -> dict[str, Any]:
-    """A configuration of a diffusers folder.
+    """Read a configuration of a diffusers folder.
 
     Raises:
-        ModelError: missing or damaged.
+        ModelError: the file is missing or damaged.
     """
     try:
         content = json.loads((folder / file).read_text(encoding="utf-8"))
@@ -108,13 +107,13 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
 
 
 def load_pipeline(kind: Any, folder: Path, config: ModelConfig, **options: Any) -> Any:
-    """The diffusers pipeline `kind` of a folder, in fp32, safetensors only.
+    """Load the diffusers pipeline `kind` of a folder from safetensors, in fp32.
 
     Args:
-        options: of `from_pretrained`; a part set to None is not loaded.
+        options: those of `from_pretrained`; a part that is set to None is not loaded.
 
     Raises:
-        ModelError: damaged or pickled.
+        ModelError: the weights are damaged or pickled.
     """
     name = config.pretrained_model_name_or_path
     try:
@@ -149,7 +148,7 @@ def noise_scheduler_of(pipeline: Any) -> Any:
 
 
 def resolution_of(pipeline: Any, config: ModelConfig) -> int:
-    """Pixels of a square picture: the configured ones, or those the UNet was trained on."""
+    """The side of the square images in pixels: as configured, or as the UNet was trained."""
     if config.resolution:
         return config.resolution
     size = pipeline.unet.config.sample_size
@@ -162,5 +161,5 @@ def resolution_of(pipeline: Any, config: ModelConfig) -> int:
 
 
 def frozen(module: Any) -> Any:
-    """A loaded part of a model, where it computes, without gradients."""
+    """A loaded part of a model, moved to the device, in evaluation mode and without gradients."""
     return module.to(device()).eval().requires_grad_(False)

@@ -1,6 +1,9 @@
-"""Whether another checkpoint is made of the same parts as the base. Only the denoiser of a checkpoint is put
-to the test, inside the base: a checkpoint with another text encoder, VAE or noise schedule would be scored as
-what it is not, and is refused by name."""
+"""Checks that a checkpoint has the same parts as the base, apart from its denoiser.
+
+Only the denoiser of a checkpoint is attacked and scored, together with the base's other parts. A checkpoint
+with another text encoder, VAE or noise schedule would therefore get the score of a model that nobody
+released, and is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
 
-# What a configuration holds beside what changes the computation.
+# Keys of a configuration that don't change what is computed.
 BESIDE = {"sample_size", "dtype", "torch_dtype", "force_upcast"}
 
 
@@ -22,7 +25,7 @@ def require_same_parts(base: Backbone, other: Backbone, *, origin: str) -> None:
     """Refuse a model that differs from the base in more than its denoiser's weights.
 
     Raises:
-        ModelError: naming the parts that differ, and how.
+        ModelError: parts differ; the message names them and says how.
     """
     differences = list(_differences(base, other))
     if differences:
@@ -32,10 +35,10 @@ def require_same_parts(base: Backbone, other: Backbone, *, origin: str) -> None:
 def require_same_weights(
     part: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, origin: str
 ) -> None:
-    """Refuse a file whose weights of a part are not the base's.
+    """Refuse a file whose weights of some part differ from the base's.
 
     Raises:
-        ModelError: naming the part.
+        ModelError: they differ; the message names the part.
     """
     if difference := _weights(own, theirs):
         raise _foreign(origin, [f"{part} ({difference})"])
@@ -44,11 +47,12 @@ def require_same_weights(
 def require_same_schedule(
     base: Backbone, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, origin: str
 ) -> None:
-    """Refuse a single file that says it was trained with another prediction type or noise schedule than the
-    base's. `v_pred` and `ztsnr` are empty tensors by which a file says so.
+    """Refuse a single file that was trained with another prediction type or noise schedule than the base.
+
+    A file says so in its metadata, or by empty tensors named `v_pred` and `ztsnr`.
 
     Raises:
-        ModelError: naming what the file says.
+        ModelError: the file says so; the message names what differs.
     """
     config = getattr(getattr(base, "noise_scheduler", None), "config", {})
     said = {
@@ -93,7 +97,7 @@ def _differences(base: Backbone, other: Backbone) -> Iterator[str]:
 
 
 def _part(own: Any, theirs: Any) -> str:
-    """How a part of a model differs from the base's, or nothing."""
+    """How a part of a model differs from the base's; "" if it does not."""
     if isinstance(own, nn.Module):
         return _module(own, theirs)
     if hasattr(own, "get_vocab"):
@@ -113,7 +117,7 @@ def _module(own: Any, theirs: Any) -> str:
 
 
 def _weights(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """What differs between two sets of weights, if one is not the other as stored in fewer bits."""
+    """How two sets of weights differ; "" if they are equal, or one is the other in lower precision."""
     if own.keys() != theirs.keys():
         return f"{len(own.keys() ^ theirs.keys())} tensors that only one of them has"
     other = [name for name, tensor in own.items() if not _same(tensor, theirs[name])]
@@ -134,7 +138,7 @@ def _same(own: Tensor, theirs: Tensor) -> bool:
 
 
 def _config(own: Any, theirs: Any) -> list[str]:
-    """Keys in which two configurations differ and that both have: versions of diffusers add keys."""
+    """The keys that both configurations have and whose values differ. New versions of diffusers add keys."""
     one, other = dict(own.config), dict(theirs.config)
     return sorted(
         key

@@ -1,5 +1,7 @@
-"""A new word of a text encoder: rows of its token embedding that are learnt while all others stay as they
-are (textual inversion, Gal et al. 2022)."""
+"""Adds a new word to a text encoder, as textual inversion does (Gal et al. 2022).
+
+The word has rows of its own in the token embedding. These are learnt, while all other rows stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,13 @@ from gift_ray.errors import ModelError
 
 @dataclass(frozen=True)
 class Placeholder:
-    """The rows of one word, one set for each text encoder, by name; and the embedding table [V, D] and
-    the first row of each."""
+    """The rows of one new word in the embedding tables of a model's text encoders.
+
+    Attributes:
+        parameters: the word's rows in each text encoder, by name.
+        tables: the embedding table [V, D] of each text encoder.
+        first: the index of the word's first row in each table.
+    """
 
     parameters: dict[str, nn.Parameter]
     tables: tuple[nn.Module, ...]
@@ -26,13 +33,13 @@ class Placeholder:
     first: tuple[int, ...]
 
     def is_in(self, captions: Sequence[str]) -> bool:
-        """Whether the word stands in one of some captions."""
+        """Whether one of the captions holds the word."""
         tokenizer, first = self.tokenizers[0], self.first[0]
         return any(first in tokenizer(caption).input_ids for caption in captions)
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Let gradients reach the rows, in all text encoders."""
+        """Within the block gradients reach the word's rows in all text encoders."""
         with ExitStack() as stack:
             rows = self.parameters.values()
             for table, learnt, first in zip(self.tables, rows, self.first, strict=True):
@@ -42,7 +49,7 @@ class Placeholder:
 
 @contextmanager
 def differentiable(table: nn.Module, rows: nn.Parameter, first: int) -> Iterator[None]:
-    """Let gradients reach some rows of a frozen embedding table, those of ids `first` and up."""
+    """Within the block gradients reach some rows of a frozen embedding table, from the row `first` on."""
 
     def look_up(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         place = inputs[0] - first
@@ -61,12 +68,12 @@ def add_word(
     tokenizer: Any, text_encoder: Any, placeholder_token: str, initializer_token: str,
     num_vectors: int,
 ) -> tuple[Any, Any, range]:  # fmt: skip
-    """Copies of a tokenizer and its text encoder that know a new word, and its rows of the embedding.
+    """Copies of a tokenizer and its text encoder that know a new word, and the word's rows in the embedding.
 
-    With several vectors the word stands for `token token_1 ...`, as diffusers' pipelines have it.
+    A word with several vectors stands for the tokens `token token_1 ...`, as in diffusers' pipelines.
 
     Raises:
-        ModelError: the tokenizer knows the word already (its row serves other words too).
+        ModelError: the tokenizer already has a token of this name, whose row other words use as well.
     """
     from transformers import AddedToken
 
@@ -77,7 +84,7 @@ def add_word(
             f"attacks.placeholder_token: {taken[0]!r} is in the tokenizer already; choose a word "
             "that is not"
         )
-    # Whole words only: "desks" does not hold the word "sks".
+    # Only whole words count: "desks" does not hold the word "sks".
     tokenizer.add_tokens([AddedToken(name, single_word=True) for name in names])
     first = tokenizer.convert_tokens_to_ids(placeholder_token)
     rows = range(first, first + num_vectors)
@@ -94,8 +101,11 @@ def add_word(
 def placeholder_of(
     tokenizers: Sequence[Any], text_encoders: Sequence[Any], rows: Sequence[range]
 ) -> Placeholder:
-    """The new word of some text encoders. Its parameters are views of the embedding tables: what an
-    optimizer writes is what the model reads, here and later."""
+    """The new word of some text encoders.
+
+    Its parameters are views of the embedding tables, so that the model reads what an optimizer writes to
+    them.
+    """
     tables = tuple(encoder.get_input_embeddings() for encoder in text_encoders)
     names = ["rows", *(f"rows_{i}" for i in range(2, len(tables) + 1))]
     parameters = {

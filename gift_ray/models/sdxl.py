@@ -1,6 +1,9 @@
-"""Stable Diffusion XL: a UNet that reads the second-to-last hidden states of two CLIP text encoders, and is
-told beside the timestep the second one's pooled embedding and the picture's size and crop (Podell et al.
-2023, section 2.2). Training follows diffusers' train_dreambooth_lora_sdxl.py."""
+"""Stable Diffusion XL (Podell et al. 2023, section 2.2).
+
+Its UNet reads the second-to-last hidden states of two CLIP text encoders. Beside the timestep it is given the
+pooled embedding of the second encoder, and the size and crop of the picture. Training follows diffusers'
+train_dreambooth_lora_sdxl.py.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StableDiffusionXL(UNetBackbone):
-    """The conditioning is both encoders' states side by side, and `pooled` [N, D] of the second.
+    """SDXL. Its conditioning is the states of both encoders, joined along the last axis, and `pooled` [N, D].
 
-    All pictures are squares of the model's resolution without a crop, in training as in drawing, so that
-    the size and crop that the UNet is told (`time_ids`) are always the same.
+    In training and in drawing all pictures are uncropped squares of the model's resolution, so that the size
+    and crop that the UNet is given (`time_ids`) are always the same.
     """
 
     text_encoder: PreTrainedModel
@@ -159,8 +162,10 @@ class StableDiffusionXL(UNetBackbone):
 
 @contextmanager
 def decoding_in_full_precision(vae: Any) -> Iterator[None]:
-    """Keep a VAE out of autocast while it decodes, if its configuration asks for it: SDXL's own overflows in
-    half precision and gives black pictures."""
+    """Within the block the VAE decodes in full precision, if its configuration asks for it.
+
+    SDXL's own VAE overflows in half precision, and then gives black pictures.
+    """
     if not vae.config.force_upcast:
         yield
         return
@@ -178,8 +183,11 @@ def decoding_in_full_precision(vae: Any) -> Iterator[None]:
 
 
 def original_name(name: str, layers_per_block: int) -> str | None:
-    """A module of an attention as the original SDXL code, and kohya with it, calls it: down_blocks.1.
-    attentions.0 is input_blocks.4.1. None: a module outside of the attentions."""
+    """The name of an attention's module in the original code of SDXL, which kohya uses as well.
+
+    For example, down_blocks.1.attentions.0 is input_blocks.4.1. None stands for a module outside of the
+    attentions.
+    """
     block, *rest = name.split(".")
     if block == "mid_block" and rest[0] == "attentions":
         return ".".join(["middle_block", "1", *rest[2:]])

@@ -1,4 +1,4 @@
-"""What of a prompt a base never reads: its text encoder takes a fixed number of tokens, the rest is cut."""
+"""Tells which part of a prompt a base does not read: its text encoder cuts prompts to a number of tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-# The beginning and the end of the text are tokens too.
+# The beginning and the end of the text are marked by a token each.
 SPECIAL = 2
 
 
 def read_and_lost(base: Path, text: str) -> tuple[str, str]:
-    """A text in two parts: what the first text encoder of a diffusers folder reads of it, and the end that
-    it does not read, which is mostly empty."""
+    """A text in two parts: the part that the first text encoder of a folder reads, and the end that it cuts.
+
+    The second part is "" for a text that is read as a whole.
+    """
     folder = base / "tokenizer"
     if not folder.is_dir():
         return text, ""
@@ -28,7 +30,7 @@ def read_and_lost(base: Path, text: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=4)
 def _most_tokens(folder: Path) -> int:
-    """What the tokenizer says that the model reads; where it says nothing, 77, as CLIP."""
+    """The number of tokens that the model reads, by its tokenizer's configuration, or else CLIP's 77."""
     try:
         said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

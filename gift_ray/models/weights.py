@@ -1,5 +1,4 @@
-"""Weights of a denoiser, checked one by one: nothing unknown, missing, misshapen or not finite gets in,
-and nothing that is not finite gets out."""
+"""Checks the weights of a denoiser one by one, when they are loaded and when they are saved."""
 
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, origin: str,
     """Put weights into a module.
 
     Args:
-        origin: where they come from, and `what` the module is, for the message.
+        origin: where the weights come from, for messages.
+        what: the name of the module in messages.
 
     Raises:
         ModelError: unknown, missing, misshapen or non-finite weights, by name.
@@ -39,11 +39,10 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, origin: str,
 
 
 def require_plain(weights: Mapping[str, Tensor], *, origin: str) -> None:
-    """Refuse tensors whose numbers don't mean what they say: integers and 8-bit floats are quantized weights
-    whose scales lie elsewhere.
+    """Refuse integers and 8-bit floats: these are quantized weights, whose scales are stored elsewhere.
 
     Raises:
-        ModelError: naming the first one and its type.
+        ModelError: there is such a tensor; the message names the first one and its type.
     """
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -56,10 +55,10 @@ def require_plain(weights: Mapping[str, Tensor], *, origin: str) -> None:
 
 
 def require_equal(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, origin: str) -> None:
-    """Compare weights with what was read of the file that they were written to.
+    """Compare weights with those that were read back from the file that they were written to.
 
     Raises:
-        ModelError: they are not the same, bit for bit.
+        ModelError: they are not equal, bit for bit.
     """
     wrong = sorted(
         name
@@ -76,7 +75,11 @@ def require_equal(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, or
 
 
 def require_finite(weights: Mapping[str, Tensor]) -> None:
-    """Raises UnitFailed if a weight is not finite."""
+    """Check that all weights are finite.
+
+    Raises:
+        UnitFailed: a weight is not finite.
+    """
     bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
     if bad:
         raise UnitFailed(f"weights are not finite in {len(bad)} tensors, first {bad[0]}")
