@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gift_ray.config.mistakes import mistakes_of
 from gift_ray.errors import ConfigError
 from gift_ray.models.backbone import Backbone
+from gift_ray.models.outline import Outline
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.loop import Report
 
@@ -40,6 +41,13 @@ class Plugin(BaseModel, ABC):
         """Two uses of a plug-in are the same if this is equal: name, version and every option."""
         name = type(self).__module__.rpartition(".")[2]
         return {"name": name, "version": self.version, **self.model_dump(mode="json")}
+
+    def require(self, base: Outline) -> None:
+        """Hold what it asks of the base against it, before anything is trained.
+
+        Raises:
+            ModelError: the base's family has not what it needs.
+        """
 
 
 @dataclass(frozen=True)

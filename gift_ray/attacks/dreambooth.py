@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gift_ray.models.backbone import Backbone
+from gift_ray.models.outline import Outline
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
@@ -38,6 +39,10 @@ class DreamBooth(FineTuning):
                 "with_prior_preservation needs class_prompt; give one, such as 'a photo of a cat'"
             )
         return self
+
+    def require(self, base: Outline) -> None:
+        if self.train_text_encoder:
+            base.require_trainable_text()
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         tuned = model.clone(text_encoder=self.train_text_encoder)

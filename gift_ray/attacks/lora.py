@@ -11,7 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gift_ray.models.adapters import modules_named
 from gift_ray.models.backbone import Backbone
+from gift_ray.models.outline import Outline
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
@@ -27,8 +29,13 @@ class LoRA(FineTuning):
     lora_alpha: int | None = Field(None, gt=0, description="None: rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1
+        ("attention",),
+        min_length=1,
+        description="attention or blocks, as the model's family has them; or ends of module names, as to_q",
     )
+
+    def require(self, base: Outline) -> None:
+        modules_named(self.target_modules, base.family.roles, base.denoiser)
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model = model.with_lora(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gift_ray.errors import ConfigError
 from gift_ray.models.backbone import Backbone
+from gift_ray.models.outline import Outline
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
@@ -32,6 +33,9 @@ class TextualInversion(FineTuning):
     placeholder_token: str = Field("sks", pattern=r"^\S+$")
     initializer_token: str = Field("object", min_length=1, description="what the rows begin as")
     num_vectors: int = Field(1, gt=0)
+
+    def require(self, base: Outline) -> None:
+        base.require_trainable_text()
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model, word = model.with_placeholder(

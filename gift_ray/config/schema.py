@@ -203,6 +203,11 @@ class ConfirmConfig(Part):
     battery: str | None = Field(
         None, min_length=1, description="its date, as '2026-11', or the path of a file"
     )
+    rare_token: str = Field(
+        "sks",
+        pattern=r"^\S+$",
+        description="of the instance prompts; an attacker of the battery says it alone",
+    )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], EachOnce] = Field(min_length=1)
     seed: int | None = Field(None, ge=0)
     top_k: Positive = Field(

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.models.backbone import Backbone
+from gift_ray.models.outline import Outline
 from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.loop import Report
@@ -31,6 +32,10 @@ class Chain(Defense):
     def members(self) -> list[Defense]:
         """The defenses in their order."""
         return [build("defenses", member.name, member.options) for member in self.defenses]
+
+    def require(self, base: Outline) -> None:
+        for member in self.members():
+            member.require(base)
 
     def identity(self) -> dict[str, Any]:
         # The identities of the members hold their versions and all their options, defaults included.

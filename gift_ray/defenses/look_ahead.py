@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gift_ray.config.plugin_choice import AttackConfig
 from gift_ray.models.backbone import Backbone, ParameterGroup
+from gift_ray.models.outline import Outline
 from gift_ray.plugins import Defense, build, resolve
 from gift_ray.training.diffusion import Examples, Seeds, concatenate
 from gift_ray.training.finetuning import Attacker, FineTuning
@@ -103,6 +104,10 @@ class LookAhead(Defense):
             for one in self.attackers
             for each in one.members()
         ]
+
+    def require(self, base: Outline) -> None:
+        for attack in self.pool():
+            attack.require(base)
 
     def identity(self) -> dict[str, Any]:
         # With the attacks' versions and all of their options, those left at their defaults too.

@@ -4,7 +4,8 @@ diffusers the names in which adapters travel."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,33 @@ BASE_LAYER = "base_layer."
 ADAPTER = ".lora_"
 
 
+def modules_named(
+    targets: Sequence[str], roles: Mapping[str, str], weights: Iterable[str]
+) -> list[str]:
+    """The modules that an adapter is put on.
+
+    Args:
+        targets: roles, or ends of module paths as `to_q` and `to_out.0`.
+        roles: of the denoiser's family: a pattern of module paths each.
+        weights: names of the denoiser's weights.
+
+    Raises:
+        ModelError: no module has such a role or name.
+    """
+    modules = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+    found = []
+    for target in targets:
+        pattern = roles.get(target, rf"(.*\.)?{re.escape(target)}")
+        named = [module for module in modules if re.fullmatch(pattern, module)]
+        if not named:
+            raise ModelError(
+                f"attacks.target_modules: {target!r} is no module of this denoiser; give ends of module "
+                f"names, as to_q, or {' or '.join(roles)}"
+            )
+        found += named
+    return list(dict.fromkeys(found))
+
+
 def with_lora(
     denoiser: nn.Module, *, rank: int, lora_alpha: int, lora_dropout: float,
     target_modules: Sequence[str], generator: torch.Generator,
@@ -28,19 +56,12 @@ def with_lora(
     A ~ N(0, 1 / rank^2) as in the diffusers scripts, B = 0: no output changes before the first step.
 
     Args:
-        target_modules: ends of the paths of the modules that are adapted (`to_q`, `to_out.0`).
+        target_modules: the paths of the modules that are adapted.
         generator: what A is drawn from.
-
-    Raises:
-        ModelError: no module has such a name.
     """
     from peft import LoraConfig
 
     adapted: Any = copy.deepcopy(denoiser).requires_grad_(False)
-    paths = [f".{name}" for name, _ in adapted.named_modules()]
-    for target in target_modules:
-        if not any(path.endswith(f".{target}") for path in paths):
-            raise ModelError(f"attacks.target_modules: {target!r} is no module of this denoiser")
     adapted.add_adapter(
         LoraConfig(
             r=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,

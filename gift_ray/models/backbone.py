@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -50,6 +50,12 @@ class Backbone(ABC):
     denoiser_name: ClassVar[str]
     # The parts of the pipeline that must be in a folder.
     needed: ClassVar[tuple[str, ...]]
+    # The layers of the denoiser that an adapter may be put on, by what they do: patterns of module paths.
+    roles: ClassVar[Mapping[str, str]]
+    # Why the text encoders of this family are not trained; empty: they can be.
+    text_stays: ClassVar[str] = ""
+    # Whether the keys and values of cross-attention are applied to the prompt's own tokens.
+    keys_read_tokens: ClassVar[bool] = True
 
     @classmethod
     def check(cls, folder: Path, name: str) -> None:
@@ -353,10 +359,15 @@ class Backbone(ABC):
         self, *, rank: int, lora_alpha: int, lora_dropout: float, target_modules: Sequence[str],
         generator: torch.Generator,
     ) -> Self:  # fmt: skip
-        """A copy whose frozen denoiser carries a trainable adapter; see `adapters.with_lora`."""
+        """A copy whose frozen denoiser carries a trainable adapter; see `adapters.with_lora`.
+
+        Args:
+            target_modules: roles of the family (`attention`, `blocks`), or ends of module paths (`to_q`).
+        """
+        names = adapters.modules_named(target_modules, self.roles, self.weights())
         adapted = adapters.with_lora(
             self.denoiser, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
-            target_modules=target_modules, generator=generator,
+            target_modules=names, generator=generator,
         )  # fmt: skip
         return replace(self, denoiser=adapted)
 

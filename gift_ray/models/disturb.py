@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gift_ray.errors import ModelError
-
 Reinitialize = Literal["none", "cross_attention", "refactor_cross_attention"]
 
 
@@ -29,27 +27,25 @@ def refactor(layers: Iterable[Any], generator: torch.Generator) -> None:
     """Write some attentions (with `to_q`, `to_k`, `to_v`, `to_out`) in other factors of the same function.
 
     Per head, W_q' = R W_q and W_k' = R W_k with one random rotation R leave q . k as it was; W_v' = R' W_v
-    and W_out' = W_out R'^T leave the output as it was.
-
-    Raises:
-        ModelError: the attentions normalise queries and keys, which no rotation passes through.
+    and W_out' = W_out R'^T leave the output as it was. Where queries and keys are normalised, which no
+    rotation passes through, they stay as they are. In a joint attention the text's tokens have projections of
+    their own (`add_v_proj`, `to_add_out`); their values meet the image's, and so are turned alike.
     """
     for layer in layers:
-        if getattr(layer, "norm_q", None) is not None:
-            raise ModelError(
-                "attacks.reinitialize: refactor_cross_attention is for models whose attentions do not "
-                "normalise queries and keys; choose cross_attention"
-            )
-        size = layer.to_q.weight.shape[0] // layer.heads
+        alike = [] if getattr(layer, "norm_q", None) is not None else [layer.to_q, layer.to_k]
+        values, outputs = [layer.to_v], [layer.to_out[0]]
+        if getattr(layer, "add_v_proj", None) is not None:
+            values, outputs = [*values, layer.add_v_proj], [*outputs, layer.to_add_out]
+        size = layer.to_v.weight.shape[0] // layer.heads
         for h in range(layer.heads):
             rows = slice(h * size, (h + 1) * size)
-            turn, other = (rotation(size, generator).to(layer.to_q.weight) for _ in range(2))
-            for linear, by in ((layer.to_q, turn), (layer.to_k, turn), (layer.to_v, other)):
+            turn, other = (rotation(size, generator).to(layer.to_v.weight) for _ in range(2))
+            for linear, by in (*((q, turn) for q in alike), *((v, other) for v in values)):
                 linear.weight[rows] = by @ linear.weight[rows]
                 if linear.bias is not None:
                     linear.bias[rows] = by @ linear.bias[rows]
-            out = layer.to_out[0].weight
-            out[:, rows] = out[:, rows] @ other.T
+            for linear in outputs:
+                linear.weight[:, rows] = linear.weight[:, rows] @ other.T
 
 
 @torch.no_grad()

@@ -36,6 +36,12 @@ def locate(config: ModelConfig) -> Path:
                 "give a diffusers folder"
             )
         return folder.resolve()
+    if folder.is_file():
+        raise ModelError(
+            f"model.pretrained_model_name_or_path: {name} is a single file, which has no tokenizer and says "
+            "little of how it was trained; write it as a diffusers folder "
+            "(StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)) and give that"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
             f"model.pretrained_model_name_or_path: {name!r} is not a folder; give 'builtin', a "

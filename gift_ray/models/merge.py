@@ -22,6 +22,11 @@ from gift_ray.config.schema import MergeConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.training.diffusion import Examples
 
+NOT_SOLVED = (
+    "concepts.merge.keys_and_values: solve needs keys and values that are applied to the prompt's own "
+    "tokens, which this family of models has not; set it to average"
+)
+
 
 def merge_weights(
     base: Mapping[str, Tensor], models: Iterable[Mapping[str, Tensor]],
@@ -52,10 +57,7 @@ def merge_weights(
     if options.keys_and_values == "solve" and any(
         base[name].shape[-1] != width for name in keys_and_values
     ):
-        raise UnitFailed(
-            "concepts.merge.keys_and_values: solve needs keys and values that are applied to the prompt's "
-            "own tokens, which this family of models has not; set it to average"
-        )
+        raise UnitFailed(NOT_SOLVED)
     merged = {name: delta * (options.scale / len(concepts)) for name, delta in total.items()}
 
     # Keys and values instead as the regression above; one system serves all of them.

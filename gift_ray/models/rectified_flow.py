@@ -5,7 +5,7 @@ train_dreambooth_lora_flux2_klein.py with its logit-normal weighting scheme.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -31,6 +31,10 @@ TEXT_PROJECTIONS = {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
 TEXT_NORMS = {"norm_added_q", "norm_added_k"}
 ATTENTION = {"to_q", "to_k", "to_v", "to_out", "to_qkv_mlp_proj", *TEXT_PROJECTIONS}
 OUTER = {"time_guidance_embed", "norm_out", "proj_out"}
+TEXT_STAYS = (
+    "FLUX.2 klein: its text encoder, a language model, is not trained; leave out textual_inversion and "
+    "train_text_encoder"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,15 @@ class Flux2Klein(Backbone):
     is_distilled: bool
 
     denoiser_name: ClassVar[str] = "transformer"
+    # What train_dreambooth_lora_flux2_klein.py adapts; and the text's projections and feed-forwards with it.
+    roles: ClassVar[Mapping[str, str]] = {
+        "attention": r"transformer_blocks\..*\.(to_q|to_k|to_v|to_out\.0)"
+        r"|single_transformer_blocks\..*\.(to_qkv_mlp_proj|to_out)",
+        "blocks": r"(single_)?transformer_blocks\..*\.(to_q|to_k|to_v|to_out(\.0)?|to_qkv_mlp_proj"
+        r"|add_._proj|to_add_out|linear_in|linear_out)",
+    }
+    text_stays: ClassVar[str] = TEXT_STAYS
+    keys_read_tokens: ClassVar[bool] = False
     needed: ClassVar[tuple[str, ...]] = (
         "transformer", "vae", "text_encoder", "tokenizer", "scheduler",
     )  # fmt: skip
@@ -217,9 +230,3 @@ class Flux2Klein(Backbone):
     def _text_length(self) -> int:
         """Tokens of a prompt; 512 is what the pipeline takes."""
         return min(512, int(self.tokenizer.model_max_length))
-
-
-TEXT_STAYS = (
-    "FLUX.2 klein: its text encoder, a language model, is not trained; leave out textual_inversion and "
-    "train_text_encoder"
-)

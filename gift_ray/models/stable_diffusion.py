@@ -42,6 +42,11 @@ class UNetBackbone(Backbone):
     noise_scheduler: DDPMScheduler
 
     denoiser_name: ClassVar[str] = "unet"
+    # What train_dreambooth_lora.py adapts; and the feed-forwards and convolutions of all blocks with it.
+    roles: ClassVar[Mapping[str, str]] = {
+        "attention": r".*\.(to_q|to_k|to_v|to_out\.0)",
+        "blocks": r".*\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|conv1|conv2)",
+    }
 
     @classmethod
     def check(cls, folder: Path, name: str) -> None:

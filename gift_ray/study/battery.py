@@ -44,6 +44,7 @@ class Entry(Part):
     steps: float = Field(1.0, gt=0)
     shares: dict[str, Fraction] = Field(default_factory=dict)
     benign: bool = False
+    rare_token: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -138,6 +139,7 @@ def _attacks(entry: Entry, config: StudyConfig) -> list[dict[str, Any]]:
     steps = max(1, round(own["max_train_steps"] * entry.steps))
     shares = {option: max(1, round(share * steps)) for option, share in entry.shares.items()}
     benign = {"benign_source": _benign(config)} if entry.benign else {}
+    caption = {"caption": _rare_token(config)} if entry.rare_token else {}
     several = len(entry.rates) > 1
     return [
         {
@@ -148,6 +150,7 @@ def _attacks(entry: Entry, config: StudyConfig) -> list[dict[str, Any]]:
             "max_train_steps": steps,
             **shares,
             **benign,
+            **caption,
             **entry.options,
         }
         for rate in entry.rates
@@ -193,6 +196,23 @@ def _benign(config: StudyConfig) -> dict[str, Any]:
     concepts = config.concepts.safe
     source = (concepts[0].attack_source or concepts[0].source) if concepts else config.prior.source
     return source.model_dump(mode="json")
+
+
+def _rare_token(config: StudyConfig) -> str:
+    """The word that stands for a concept in the study's instance prompts.
+
+    Raises:
+        ConfigError: it stands in none of them.
+    """
+    assert config.confirm is not None
+    token = config.confirm.rare_token
+    prompts = [c.instance_prompt for c in config.concepts.malicious if c.instance_prompt]
+    if prompts and not any(token in prompt.split() for prompt in prompts):
+        raise ConfigError(
+            f"confirm.rare_token: {token!r} is in no instance_prompt (one is {prompts[0]!r}); give the word "
+            "that stands for the concept there"
+        )
+    return token
 
 
 def _same(attack: dict[str, Any], other: AttackConfig) -> bool:

@@ -17,7 +17,6 @@ from gift_ray.config.schema import ConceptConfig, StudyConfig
 from gift_ray.config.search_space import Range
 from gift_ray.errors import ConfigError, GiftError
 from gift_ray.models.encoders import locate_encoder
-from gift_ray.models.families import check_base
 from gift_ray.models.locate import locate
 from gift_ray.records.trials import earlier_trials
 from gift_ray.study.battery import with_battery
@@ -27,6 +26,7 @@ from gift_ray.study.judgeable import check_judging
 from gift_ray.study.measuring import is_published
 from gift_ray.study.protocol import protocol_id
 from gift_ray.study.steps.prepare_concept import check_concept, check_source
+from gift_ray.study.suited import check_base
 from gift_ray.study.words import check_captions, check_prompts
 
 
@@ -45,7 +45,7 @@ def load_study(path: str | Path, overrides: list[str], *, searched: bool = False
         partial(_check_space, config),
         partial(_check_steps, config),
         partial(check_judging, config),
-        partial(check_base, config.model),
+        partial(check_base, config),
         partial(check_prompts, config),
         *(
             partial(locate_encoder, role, name)

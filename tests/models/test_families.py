@@ -24,16 +24,19 @@ from diffusers import (
 )
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from PIL import Image
-from tiny import make_klein, make_pipeline, make_sdxl, same_weights, weights
+from tiny import make_klein, make_pipeline, make_sdxl, same_weights, tiny_study, weights
 from torch import Tensor
 
 from gift_ray import plugins
 from gift_ray.config.schema import MergeConfig, ModelConfig
 from gift_ray.errors import ModelError, UnitFailed
+from gift_ray.models.adapters import modules_named
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import base_model, check_base
 from gift_ray.models.merge import merge_weights
+from gift_ray.models.outline import outline
 from gift_ray.models.sdxl import original_name
+from gift_ray.study.battery import with_battery
 from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
 
@@ -275,12 +278,16 @@ def test_every_group_selects_and_psi_is_what_reads_the_prompt(model: Backbone) -
         torch.testing.assert_close(one, other)
 
 
-def test_other_factors_are_for_attentions_without_query_norms(model: Backbone) -> None:
-    if model.denoiser_name == "transformer":
-        with pytest.raises(ModelError, match="choose cross_attention"):
-            model.disturbed("refactor_cross_attention", 0.0, SEEDS.generator("d"))
-        return
+def test_other_factors_are_the_same_function_of_other_weights(model: Backbone) -> None:
     other = model.disturbed("refactor_cross_attention", 0.0, SEEDS.generator("d"))
+    changed = {n for n, t in other.weights().items() if not torch.equal(t, model.weights()[n])}
+    # Queries and keys that are normalised stay as they are.
+    turned = {"to_v", "to_out.0"} | (
+        {"to_q", "to_k"} if model.denoiser_name == "unet" else {"add_v_proj", "to_add_out"}
+    )
+    assert {
+        name.removesuffix(".weight").split("attn2.")[-1].split("attn.")[-1] for name in changed
+    } == turned
     noise, times = model.draw(2, SEEDS.generator("n"))
     conditioning = model.condition(["a cat", "a dog"])
     with torch.no_grad():
@@ -300,6 +307,71 @@ def test_merging_in_closed_form_is_for_keys_that_read_the_prompt(model: Backbone
         options = MergeConfig(keys_and_values="average")
     merged, _ = merge_weights(base, [moved], [examples], examples, names, options)
     assert merged.keys() == base.keys()
+
+
+# Adapters and batteries, by what layers do.
+
+
+def test_roles_are_the_layers_of_the_training_scripts_and_of_all_blocks(
+    folders: dict[str, Path],
+) -> None:
+    own = {
+        "sdxl": ({"to_q", "to_k", "to_v", "to_out.0"}, {"ff.net.0.proj", "ff.net.2", "conv1", "conv2"}),
+        "klein": (
+            # train_dreambooth_lora_flux2_klein.py: to_out of the single-stream blocks is no list.
+            {"to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out"},
+            {"ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
+             "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"},
+        ),
+    }  # fmt: skip
+    for family, (attention, others) in own.items():
+        model = model_at(folders[family])
+        for role, ends in (("attention", attention), ("blocks", attention | others)):
+            named = modules_named([role], model.roles, model.weights())
+            left = [name for name in named if not name.endswith(tuple(f".{end}" for end in ends))]
+            assert not left
+            for end in ends:
+                # Every such module, and no other that only ends alike.
+                modules = {
+                    name for name, module in model.denoiser.named_modules()
+                    if name.endswith(f".{end}") and hasattr(module, "weight")
+                }  # fmt: skip
+                assert modules <= set(named)
+                assert modules
+    klein = model_at(folders["klein"])
+    everywhere = modules_named(["blocks"], klein.roles, klein.weights())
+    assert not [name for name in everywhere if "transformer_blocks" not in name]
+
+
+def test_every_attack_of_the_battery_takes_a_step_on_every_family(
+    model: Backbone, folders: dict[str, Path]
+) -> None:
+    config = with_battery(
+        tiny_study(
+            attacks=[{"name": "dreambooth", "learning_rate": 1e-4, "max_train_steps": 10}],
+            confirm={"battery": "2026-11", "seeds": [9]},
+        )
+    )
+    assert config.confirm is not None
+    examples = encoded(model)
+    base = outline(
+        ModelConfig(
+            pretrained_model_name_or_path=str(
+                folders["sdxl" if model.denoiser_name == "unet" else "klein"]
+            )
+        )
+    )
+    seen = set()
+    for chosen in config.confirm.attacks:
+        attack = plugins.build("attacks", chosen.name, chosen.options)
+        attack.require(base)
+        kind = {k: v for k, v in chosen.options.items() if k not in ("learning_rate", "rank")}
+        if str(kind) in seen:
+            continue
+        seen.add(str(kind))
+        attacker = attack.attacker(model, examples, SEEDS)
+        values = attacker.step(0, SEEDS.generator("attack", 1))
+        assert np.isfinite(values["loss"]), chosen.title
 
 
 # Words of SDXL's two text encoders.

@@ -92,6 +92,23 @@ def test_it_comes_behind_the_studys_own_and_brings_none_of_them_twice(tmp_path: 
     assert [attack.title for attack in attacks] == ["dreambooth", "d x2"]
 
 
+def test_the_rare_token_is_the_studys(tmp_path: Path) -> None:
+    mine = written(tmp_path, "attacks: [{label: t, attack: dreambooth, rare_token: true}]")
+    cat = {**tiny_study().model_dump(mode="json")["concepts"]["malicious"][0]}
+    cat["instance_prompt"] = "a ohwx cat"
+    with pytest.raises(
+        ConfigError, match=r"rare_token: 'sks' is in no instance_prompt .*'a ohwx cat'"
+    ):
+        with_battery(study(mine).model_copy(update={"concepts": concepts(cat)}))
+    told = study(mine, rare_token="ohwx").model_copy(update={"concepts": concepts(cat)})
+    (attack,) = confirmed(with_battery(told))
+    assert attack.options["caption"] == "ohwx"
+
+
+def concepts(malicious: dict[str, Any]) -> Any:
+    return tiny_study(concepts={"malicious": [malicious]}).concepts
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
