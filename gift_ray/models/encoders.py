@@ -20,7 +20,7 @@ from torch import Tensor
 from gift_ray.errors import ModelError
 from gift_ray.models.builtin import BUNDLE
 from gift_ray.models.complete import load_complete
-from gift_ray.models.locate import device, snapshot
+from gift_ray.models.locate import ENCODER, device, snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def locate_encoder(role: str, name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    return snapshot(name, None, f"evaluation.encoders.{role}")
+    return snapshot(name, None, f"evaluation.encoders.{role}", ENCODER)
 
 
 class ClipEncoder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,16 @@ from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.builtin import BUNDLE
 from gift_ray.records.record import digest, file_hash
+
+# What a repository says of itself, and what a part of a pipeline is made of beside its weights.
+ABOUT = ("model_index.json", "README.md", "LICENSE*")
+CONFIGURATION = ("*.json", "*.txt", "*.jinja")
+# Of an encoder, which lies at the root of its repository. A hub pattern's star takes in slashes.
+ENCODER = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer*.json", "vocab.json",
+    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "README.md", "LICENSE*",
+    "model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors",
+)  # fmt: skip
 
 
 def device() -> torch.device:
@@ -47,16 +59,46 @@ def locate(config: ModelConfig) -> Path:
             f"model.pretrained_model_name_or_path: {name!r} is not a folder; give 'builtin', a "
             "diffusers folder or a hub id as 'owner/name'"
         )
-    return snapshot(name, config.revision, "model.pretrained_model_name_or_path")
+    return _pipeline_snapshot(name, config.revision, config.variant)
 
 
-def snapshot(name: str, revision: str | None, field: str) -> Path:
-    """Download (or find in the cache) a hub repository's safetensors, configuration, card and licence."""
+@lru_cache(maxsize=8)
+def _pipeline_snapshot(name: str, revision: str | None, variant: str | None) -> Path:
+    """What a study needs of a hub repository: what its model_index.json, its card and its licence say, and
+    then the parts that its family loads."""
+    # A family knows its parts, and finds its files here.
+    from gift_ray.models.families import family_of
+
+    field = "model.pretrained_model_name_or_path"
+    index = snapshot(name, revision, field, ABOUT)
+    # The folder's name is its commit, so that both downloads are of one state of the repository.
+    return snapshot(name, index.name, field, [*ABOUT, *files_of(family_of(index).needed, variant)])
+
+
+def files_of(parts: Sequence[str], variant: str | None) -> list[str]:
+    """Patterns of the files of some parts of a pipeline: configurations, tokenizers, and the weights of one
+    variant (None: the plain ones) as safetensors, whole or in shards."""
+    tail = f".{variant}" if variant else ""
+    shard = "-?????-of-?????"
+    weights = [
+        f"{stem}{middle}.safetensors"
+        for stem in ("diffusion_pytorch_model", "model")
+        # Older repositories have the variant behind the shard's number.
+        for middle in dict.fromkeys((tail, f"{tail}{shard}", f"{shard}{tail}"))
+    ]
+    return [f"{part}/{name}" for part in parts for name in (*CONFIGURATION, *weights)]
+
+
+def snapshot(name: str, revision: str | None, field: str, patterns: Sequence[str]) -> Path:
+    """Download, or find in the cache, the files of a hub repository that match one of some patterns.
+
+    Raises:
+        ModelError: the hub can't be reached or doesn't have it.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.txt", "*.safetensors", "README.md", "LICENSE*"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -70,18 +112,26 @@ def identity(config: ModelConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("pretrained_model_name_or_path", "revision", "gradient_checkpointing"):
         settings.pop(name)
-    return {"content": folder_hash(locate(config)), **settings}
+    folder = locate(config)
+    from gift_ray.models.families import family_of
+
+    read = ["model_index.json", *files_of(family_of(folder).needed, config.variant)]
+    return {"content": folder_hash(folder, read), **settings}
 
 
-def folder_hash(folder: Path) -> str:
-    """Hash of all configuration and weight files below a folder."""
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix in {".json", ".txt", ".safetensors"} and p.is_file()
-    )
+def folder_hash(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
+    """Hash of the configuration and weight files below a folder that match one of some patterns."""
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.suffix in {".json", ".txt", ".jinja", ".safetensors"} and path.is_file()
+    }
     return digest(
-        {p.relative_to(folder).as_posix(): _hash_cached(p, p.stat().st_mtime_ns) for p in files}
+        {
+            name: _hash_cached(path, path.stat().st_mtime_ns)
+            for name, path in sorted(files.items())
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
     )
 
 

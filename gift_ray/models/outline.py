@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors import safe_open
@@ -13,7 +14,8 @@ from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import family_of
-from gift_ray.models.locate import locate
+from gift_ray.models.loading import FIELD
+from gift_ray.models.locate import files_of, locate
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -48,14 +50,26 @@ def outline(config: ModelConfig) -> Outline:
     """
     folder = locate(config)
     family = family_of(folder)
-    parts = {part: _shapes(folder / part, config.variant) for part in family.needed}
-    return Outline(family, {part: shapes for part, shapes in parts.items() if shapes})
+    networks = [part for part in family.needed if not part.startswith(("tokenizer", "scheduler"))]
+    parts = {part: _shapes(folder, part, config.variant) for part in networks}
+    if missing := [part for part, shapes in parts.items() if not shapes]:
+        kind = (
+            f"safetensors weights of the variant {config.variant!r}"
+            if config.variant
+            else "safetensors weights"
+        )
+        raise ModelError(
+            f"{FIELD}: {config.pretrained_model_name_or_path!r} has no {kind} of its {', '.join(missing)}"
+            + ("; leave model.variant out, or give one that is there" if config.variant else "")
+        )
+    return Outline(family, parts)
 
 
-def _shapes(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]]:
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        if variant_of(file.name) != variant:
+def _shapes(folder: Path, part: str, variant: str | None) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    patterns = files_of([part], variant)
+    for file in sorted((folder / part).glob("*.safetensors")):
+        if not any(fnmatchcase(f"{part}/{file.name}", pattern) for pattern in patterns):
             continue
         try:
             with safe_open(file, framework="pt") as stored:
@@ -63,10 +77,3 @@ def _shapes(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]]:
         except Exception as error:
             raise ModelError(f"{file}: not a readable safetensors file: {error}") from error
     return found
-
-
-def variant_of(name: str) -> str | None:
-    """The variant in the name of a file of weights: fp16 of `model.fp16.safetensors` and of
-    `model.fp16-00001-of-00002.safetensors`; None for `model.safetensors` and its shards."""
-    _, *between, _ = name.split(".")
-    return between[0].split("-")[0] if between else None
