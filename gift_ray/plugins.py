@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gift_ray.config.mistakes import mistakes_of
 from gift_ray.errors import ConfigError
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.outline import Outline
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.loop import Report
 
@@ -42,7 +42,7 @@ class Plugin(BaseModel, ABC):
         name = type(self).__module__.rpartition(".")[2]
         return {"name": name, "version": self.version, **self.model_dump(mode="json")}
 
-    def require(self, base: Outline) -> None:
+    def require(self, base: Architecture) -> None:
         """Hold what it asks of the base against it, before anything is trained.
 
         Raises:

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.outline import Outline
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
@@ -40,7 +40,7 @@ class DreamBooth(FineTuning):
             )
         return self
 
-    def require(self, base: Outline) -> None:
+    def require(self, base: Architecture) -> None:
         if self.train_text_encoder:
             base.require_trainable_text()
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from gift_ray.models.adapters import modules_named
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.outline import Outline
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
 
@@ -34,7 +34,7 @@ class LoRA(FineTuning):
         description="attention or blocks, as the model's family has them; or ends of module names, as to_q",
     )
 
-    def require(self, base: Outline) -> None:
+    def require(self, base: Architecture) -> None:
         modules_named(self.target_modules, base.family.roles, base.denoiser)
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from gift_ray.errors import ConfigError
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.outline import Outline
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
@@ -34,7 +34,7 @@ class TextualInversion(FineTuning):
     initializer_token: str = Field("object", min_length=1, description="what the rows begin as")
     num_vectors: int = Field(1, gt=0)
 
-    def require(self, base: Outline) -> None:
+    def require(self, base: Architecture) -> None:
         base.require_trainable_text()
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from gift_ray.config.plugin_choice import DefenseConfig
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.outline import Outline
 from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.loop import Report
@@ -33,7 +33,7 @@ class Chain(Defense):
         """The defenses in their order."""
         return [build("defenses", member.name, member.options) for member in self.defenses]
 
-    def require(self, base: Outline) -> None:
+    def require(self, base: Architecture) -> None:
         for member in self.members():
             member.require(base)
 

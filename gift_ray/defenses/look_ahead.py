@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gift_ray.config.plugin_choice import AttackConfig
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, ParameterGroup
-from gift_ray.models.outline import Outline
 from gift_ray.plugins import Defense, build, resolve
 from gift_ray.training.diffusion import Examples, Seeds, concatenate
 from gift_ray.training.finetuning import Attacker, FineTuning
@@ -105,7 +105,7 @@ class LookAhead(Defense):
             for each in one.members()
         ]
 
-    def require(self, base: Outline) -> None:
+    def require(self, base: Architecture) -> None:
         for attack in self.pool():
             attack.require(base)
 

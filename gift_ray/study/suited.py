@@ -7,8 +7,8 @@ from gift_ray.config.plugin_choice import AttackConfig, DefenseConfig
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ModelError
 from gift_ray.models import families
+from gift_ray.models.architecture import architecture
 from gift_ray.models.merge import NOT_SOLVED
-from gift_ray.models.outline import outline
 
 
 def check_base(config: StudyConfig) -> None:
@@ -18,7 +18,7 @@ def check_base(config: StudyConfig) -> None:
         ModelError: a line for the base, or one for each defense and attack that it is not made for.
     """
     families.check_base(config.model)
-    base = outline(config.model)
+    base = architecture(config.model)
     confirming = config.confirm.attacks if config.confirm else ()
     chosen: dict[str, DefenseConfig | AttackConfig] = {"defense": config.defense}
     chosen |= {f"rivals.{i}": rival for i, rival in enumerate(config.rivals)}

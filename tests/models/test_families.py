@@ -31,10 +31,10 @@ from gift_ray import plugins
 from gift_ray.config.schema import MergeConfig, ModelConfig
 from gift_ray.errors import ModelError, UnitFailed
 from gift_ray.models.adapters import modules_named
+from gift_ray.models.architecture import architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import base_model, check_base
 from gift_ray.models.merge import merge_weights
-from gift_ray.models.outline import outline
 from gift_ray.models.sdxl import original_name
 from gift_ray.study.battery import with_battery
 from gift_ray.study.journal import LocalJournal
@@ -354,7 +354,7 @@ def test_every_attack_of_the_battery_takes_a_step_on_every_family(
     )
     assert config.confirm is not None
     examples = encoded(model)
-    base = outline(
+    base = architecture(
         ModelConfig(
             pretrained_model_name_or_path=str(
                 folders["sdxl" if model.denoiser_name == "unet" else "klein"]

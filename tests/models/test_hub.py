@@ -18,7 +18,7 @@ import pytest
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
-from gift_ray.models.outline import outline
+from gift_ray.models.architecture import architecture
 
 CLIP = "merges.txt special_tokens_map.json tokenizer_config.json vocab.json"
 ONNX = "model.onnx model.onnx_data openvino_model.bin openvino_model.xml"
@@ -236,4 +236,4 @@ def test_a_variant_that_is_not_there_is_one_line(tiny_folder: Path) -> None:
     with pytest.raises(
         ModelError, match=r"variant 'fp16' of its unet, vae, text_encoder; leave model.variant"
     ):
-        outline(config)
+        architecture(config)

@@ -21,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Outline:
+class Architecture:
     """The family of a base, and of each part of its pipeline that has weights the shapes by name."""
 
     family: type[Backbone]
@@ -42,7 +42,7 @@ class Outline:
             raise ModelError(self.family.text_stays)
 
 
-def outline(config: ModelConfig) -> Outline:
+def architecture(config: ModelConfig) -> Architecture:
     """Read the heads of a base's safetensors files.
 
     Raises:
@@ -62,7 +62,7 @@ def outline(config: ModelConfig) -> Outline:
             f"{FIELD}: {config.pretrained_model_name_or_path!r} has no {kind} of its {', '.join(missing)}"
             + ("; leave model.variant out, or give one that is there" if config.variant else "")
         )
-    return Outline(family, parts)
+    return Architecture(family, parts)
 
 
 def _shapes(folder: Path, part: str, variant: str | None) -> dict[str, tuple[int, ...]]:
