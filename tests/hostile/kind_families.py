@@ -25,6 +25,9 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
 }
 # The prompts of the study in letters that the tiny tokenizers have room for.
 SHORT = {
+    "concepts.malicious.0.source.caption": "a cat",
+    "concepts.safe.0.source.caption": "a car",
+    "prior.source.caption": "a dog",
     "concepts.malicious.0.instance_prompt": "a sks cat",
     "concepts.malicious.0.validation_prompts": ["a sks cat"],
     "concepts.malicious.0.neighbors": ["a tiger", "a fox"],
