@@ -46,8 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     with ray_executor(config.cluster, study_dir) as executor:
         write_comparison(config, plans, folder)
         undefended = plans["undefended"]
-        # The undefended units are counted twice, since the executor is asked for them twice.
-        with LiveProgress(executor.events, len(steps) + len(undefended.steps())) as progress:
+        with LiveProgress(executor.events, len(steps)) as progress:
             # First the judges, then the undefended model, with which all arms are compared. An attack that
             # teaches it nothing can't show resistance, and is set aside before hours are spent on it.
             judge_first([undefended], executor.run, progress.say)

@@ -75,12 +75,15 @@ def run_job(main: Callable[[argparse.Namespace], int], arguments: argparse.Names
 
 @dataclass
 class Tally:
-    """How many units are running, waiting and done, counted from a board's events."""
+    """How many units are running, waiting and done, counted from a board's events.
+
+    A unit that is asked for again, as the judges' check is by the study after it, counts once.
+    """
 
     total: int
     started: float
     now: float
-    ended: int = 0
+    over: set[str] = field(default_factory=set)
     computed: int = 0
     running: int = 0
     best: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -91,8 +94,13 @@ class Tally:
             self.running += 1
             return
         self.running -= 1
-        self.ended += 1
+        self.over.add(event.step)
         self.computed += event.state != "reused"
+
+    @property
+    def ended(self) -> int:
+        """How many units have come to an end."""
+        return len(self.over)
 
     @property
     def waiting(self) -> int:

@@ -124,10 +124,13 @@ def expected_units(layout: Plan, examined: Plan) -> int:
     """The number of units of the whole search and its confirmation, if no two trials share any."""
     search, confirm = layout.config.search, layout.config.confirm
     assert search is not None
-    shared = closure([*layout.shared(), *examined.shared()])
-    per_setting = sum(len(arm.steps()) for arm in layout.defended)
-    confirmed = confirm.top_k * sum(len(arm.steps()) for arm in examined.defended) if confirm else 0
-    return len(shared) + search.num_samples * per_setting + confirmed
+    shared = {step.name for step in closure([*layout.shared(), *examined.shared()])}
+    per_setting, confirmed = (
+        len({step.name for arm in each.defended for step in arm.steps()} - shared)
+        for each in (layout, examined)
+    )
+    confirming = confirm.top_k * confirmed if confirm else 0
+    return len(shared) + search.num_samples * per_setting + confirming
 
 
 def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:

@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gift_ray.study.executor import Event
+from gift_ray.study.step import Step
 
 
 class Board:
@@ -51,12 +52,12 @@ def read_board(board: Any) -> Callable[[int], list[Event]]:
 class Clock:
     """Times one unit and tells the board."""
 
-    def __init__(self, board: Any, label: str, kind: str) -> None:
-        self.board, self.label, self.kind = board, label, kind
+    def __init__(self, board: Any, step: Step) -> None:
+        self.board, self.step = board, step
         self.started = time.monotonic()
         self.tell("started")
 
     def tell(self, state: str, detail: str = "") -> None:
         """Send an event, without waiting for the board."""
         seconds = time.monotonic() - self.started
-        self.board.tell.remote(Event(state, self.label, self.kind, seconds, detail))
+        self.board.tell.remote(Event.of(self.step, state, seconds, detail))

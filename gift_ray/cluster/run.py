@@ -71,7 +71,7 @@ class RayExecutor:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, step: Step, over: threading.Event) -> None:
-        clock = Clock(self.board, step.label, step.kind)
+        clock = Clock(self.board, step)
         storage = storage_of(self.cluster, self.study_dir)
         under_train = step.trains and step.kind in self.cluster.under_train
         run_on_ray = train if under_train else _as_task

@@ -20,13 +20,22 @@ OnFailed = Callable[[Step, UnitFailed], None]
 
 @dataclass(frozen=True)
 class Event:
-    """One step's change of state: `started`, `done`, `reused` or `failed`."""
+    """One step's change of state: `started`, `done`, `reused` or `failed`.
+
+    `step` is the name of its folder.
+    """
 
     state: str
+    step: str
     label: str
     kind: str
     seconds: float
     detail: str = ""
+
+    @classmethod
+    def of(cls, step: Step, state: str, seconds: float, detail: str = "") -> Event:
+        """An event of this step."""
+        return cls(state, step.name, step.label, step.kind, seconds, detail)
 
 
 class Executor(Protocol):

@@ -43,7 +43,7 @@ class InlineExecutor:
 
         def tell(state: str, detail: str = "") -> None:
             seconds = time.monotonic() - started
-            self.told.append(Event(state, step.label, step.kind, seconds, detail))
+            self.told.append(Event.of(step, state, seconds, detail))
 
         tell("started")
         try:

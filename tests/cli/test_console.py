@@ -84,12 +84,11 @@ def test_a_verdict_names_every_concept_and_group_with_bounds() -> None:
 
 def events() -> list[Event]:
     """Two units computed, one reused, one that runs on."""
-    return [
-        Event("started", "a", "attack", 0.0), Event("started", "b", "attack", 0.0),
-        Event("done", "a", "attack", 30.0), Event("started", "c", "attack", 0.0),
-        Event("reused", "c", "attack", 0.0), Event("failed", "b", "attack", 60.0, "loss not finite"),
-        Event("started", "d", "attack", 0.0),
+    told = [
+        ("started", "a", 0.0), ("started", "b", 0.0), ("done", "a", 30.0), ("started", "c", 0.0),
+        ("reused", "c", 0.0), ("failed", "b", 60.0, "loss not finite"), ("started", "d", 0.0),
     ]  # fmt: skip
+    return [Event(state, f"attack-{label}", label, "attack", *rest) for state, label, *rest in told]
 
 
 def test_a_tally_tells_what_is_left_from_what_was_computed() -> None:
@@ -102,6 +101,15 @@ def test_a_tally_tells_what_is_left_from_what_was_computed() -> None:
     # Two computed in two minutes; seven are left.
     assert (tally.per_minute, tally.seconds_left) == (1.0, 420.0)
     assert "1 running, 6 waiting, 1.0 a minute, 07:00 left" in str(tally)
+
+
+def test_a_unit_that_is_asked_for_again_counts_once() -> None:
+    """Every job asks for the judges' check first, and for all of its units afterwards."""
+    tally = Tally(total=4, started=0.0, now=0.0)
+    again = [Event(s, "attack-a", "a", "attack", 0.0) for s in ("started", "reused")]
+    for event in [*events(), *again]:
+        tally.count(event)
+    assert (tally.ended, tally.running, tally.computed) == (3, 1, 2)
 
 
 def follow(monkeypatch: pytest.MonkeyPatch) -> str:
