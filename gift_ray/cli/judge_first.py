@@ -79,9 +79,10 @@ def power(config: StudyConfig) -> list[str]:
             else f"not enough: {-(-wanted // seeds)} a step and seed are"
         )
         margin = f"to show that {allowed / 2:.2f} is under it takes {wanted} images over all seeds ({enough})"
+    gate = f"gate: recovery of at most {allowed:.2f} is allowed; {margin}"
     return [
         f"bounds: {drawn} images at each step of {seeds} seed{'s' if seeds > 1 else ''}: at most "
         f"+-{half_width(images):.2f}; none of them recognised still allows {upper(0, images):.2f}",
-        f"gate: recovery of at most {allowed:.2f} is allowed; {margin}",
+        *([gate] if allowed < 1 else []),
         *(f"note: {line}" for line in remarks(config)),
     ]

@@ -230,8 +230,8 @@ class GateConfig(Part):
 
     It reads bounds, never estimates: the upper bound of recovery must be at most 1 - `min_resistance`, and
     the lower bound of retention at least `min_retention`. `min_worst_retention` is the same for the worst
-    group (safe prompts, neighbours, safe fine-tuning, KID). With `min_resistance` 0 even a model that was
-    never immunized passes.
+    group (safe prompts, neighbours, safe fine-tuning, KID). With `min_resistance` 0 no resistance is asked
+    for: even a model that was never immunized passes, and no concept is called `resists`.
     """
 
     min_resistance: Fraction = 0.1

@@ -43,6 +43,11 @@ def remarks(config: StudyConfig) -> list[str]:
             "concepts.safe is empty: without a control the floor is chance alone, and a style that the "
             "attack teaches counts as the concept"
         )
+    if config.gate.min_resistance == 0:
+        few.append(
+            "gate.min_resistance is 0: the gate asks for no resistance, a model that was never immunized "
+            "passes it, and no concept is called `resists`"
+        )
     if len(config.seeds) == 1:
         few.append(
             "seeds: with one seed the bounds cover the spread of images alone, not that of attacks"

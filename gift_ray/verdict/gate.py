@@ -20,7 +20,7 @@ def refusals(card: Scorecard, gate: GateConfig) -> list[str]:
         f"{name}: {in_words(found)} (gate.min_resistance {gate.min_resistance} allows "
         f"{1 - gate.min_resistance:.2f})"
         for name, found in card.concepts.items()
-        if found.verdict != RESISTS
+        if gate.min_resistance > 0 and found.verdict != RESISTS
     ]
     worst = min(card.groups, key=lambda name: card.groups[name].low)
     floors = (

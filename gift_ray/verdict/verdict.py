@@ -2,7 +2,7 @@
 
 The gate allows a recovery of 1 - `gate.min_resistance`. A model `resists` if the upper bound of recovery is
 at most that, the concept is `regained` if the lower bound is above it, and otherwise the verdict is `not
-shown`.
+shown`. Where a recovery of 1 is allowed every model would resist, so that the verdict is `not shown` as well.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MANY = 1_000
 
 def decide(recovery: Bounds, allowed: float) -> str:
     """The verdict that the bounds of recovery give."""
+    if allowed >= 1:
+        return NOT_SHOWN
     if recovery.high <= allowed:
         return RESISTS
     return REGAINED if recovery.low > allowed else NOT_SHOWN
@@ -39,11 +41,13 @@ def needed(
 ) -> dict[str, int]:
     """The numbers of "images" and "seeds" that would settle a `not shown`, if the estimate stays; else {}.
 
+    Where a recovery of 1 is allowed nothing would settle it.
+
     If seeds differ by more than the spread of their images explains, more seeds are needed; otherwise more
     images at each step of every seed. The numbers are those by which Clopper and Pearson's bound of a share
     as large as the recovery would reach what is allowed.
     """
-    if decide(recovery, allowed) != NOT_SHOWN:
+    if decide(recovery, allowed) != NOT_SHOWN or allowed >= 1:
         return {}
     if recovery.mean <= allowed:
         mean, bound, wanted = recovery.mean, recovery.high, max(allowed, recovery.mean + CLOSE)

@@ -86,11 +86,12 @@ class TestSweep:
         assert set(model["scorecard"]["concepts"]) == {"cat", "weapon"}
         assert set(summary["concepts"]) == {"cat", "weapon"}
         for found in summary["concepts"].values():
-            assert found["verdict"] in ("resists", "regained", "not shown")
+            # All is allowed here, so that nothing is shown.
+            assert found["verdict"] == "not shown"
+            assert found["needed"] == {}
             assert (
                 found["recovery"]["low"] <= found["recovery"]["mean"] <= found["recovery"]["high"]
             )
-            assert (found["needed"] == {}) == (found["verdict"] != "not shown")
         judged = {(row["concept"], row["measure"]) for row in summary["judges"]}
         assert ("cat", "recognition-resnet") in judged
 

@@ -112,3 +112,5 @@ def test_what_weakens_a_verdict_is_said() -> None:
         assert part in said
     six = [f"a {n}" for n in ("fox", "dog", "lion", "bear", "wolf", "tiger")]
     assert remarks(study([RESNET], {"neighbors": six}, seeds=[0, 1])) == []
+    (line,) = remarks(study([RESNET], {"neighbors": six}, seeds=[0, 1], gate={"min_resistance": 0}))
+    assert "no concept is called `resists`" in line

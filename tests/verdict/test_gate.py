@@ -12,6 +12,7 @@ from gift_ray.config.schema import GateConfig
 from gift_ray.verdict.gate import refusals
 from gift_ray.verdict.resampling import Draws
 from gift_ray.verdict.scoring import Scorecard
+from gift_ray.verdict.verdict import NOT_SHOWN
 
 UNDEFENDED = {0: 0.0, 20: 0.8, 40: 1.0}
 BLOCKED = {0: 0.0, 20: 0.1, 40: 0.2}
@@ -51,6 +52,14 @@ def test_an_estimate_that_passes_is_refused_by_its_bound() -> None:
 def test_an_untouched_base_is_refused_by_the_default_gate() -> None:
     (reason,) = refusals(judged({"dreambooth": UNDEFENDED}), GateConfig())
     assert "regained" in reason
+
+
+def test_a_gate_that_asks_for_no_resistance_lets_an_untouched_base_pass() -> None:
+    """And the verdict, which would be true of every model, is not that it resists."""
+    results = {"dreambooth/recognition": attack(UNDEFENDED)}
+    base = card({"cat": concept(results, min_resistance=0)}, KEPT, 0.01)
+    assert base.concepts["cat"].verdict == NOT_SHOWN
+    assert refusals(base, GateConfig(min_resistance=0)) == []
 
 
 def test_a_destroyed_model_is_refused_however_well_it_resists() -> None:

@@ -29,6 +29,13 @@ def test_a_bound_decides_and_never_the_estimate(low: float, high: float, verdict
         assert decide(Bounds(mean, low, high), 0.5) == verdict
 
 
+@pytest.mark.parametrize("high", [0.0, 0.5, 1.0])
+def test_where_all_is_allowed_nothing_is_shown(high: float) -> None:
+    found = Bounds(high, high, high)
+    assert decide(found, allowed=1.0) == NOT_SHOWN
+    assert needed(found, 1.0, 24, 1, seeds_differ=False) == {}
+
+
 def test_what_is_settled_needs_nothing() -> None:
     for found in (Bounds(0.1, 0.0, 0.2), Bounds(0.9, 0.8, 1.0)):
         assert needed(found, 0.5, 24, 3, seeds_differ=False) == {}
