@@ -23,7 +23,7 @@ from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models import adapters, disturb
 from gift_ray.models.disturb import Reinitialize
-from gift_ray.models.loading import require_parts
+from gift_ray.models.loading import FIELD, require_parts
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.models.weights import load_strictly, require_finite
 from gift_ray.training.conditioning import Conditioning
@@ -31,6 +31,8 @@ from gift_ray.training.diffusion import Examples, Seeds, per_sample_mse
 
 ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "noxattn", "all"]
 NoiseLayers = Literal["blocks", "attn2"]
+# Of the picture that shows whether a base draws at all.
+TRIAL_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -239,9 +241,21 @@ class Backbone(ABC):
     def encode(
         self, images: Sequence[Image.Image], captions: Sequence[str], keys: Sequence[str]
     ) -> Examples:
-        """Everything that training needs of some images, computed once instead of every step."""
+        """Everything that training needs of some images, computed once instead of every step.
+
+        Raises:
+            ModelError: the VAE or a text encoder gives NaN or infinity.
+        """
         mean, std = self.encode_images(images)
-        return Examples(mean, std, self.condition(captions), tuple(keys), tuple(captions))
+        conditioning = self.condition(captions)
+        made = {"VAE": (mean, std), "text encoder": conditioning.tensors().values()}
+        for part, tensors in made.items():
+            if not all(tensor.isfinite().all() for tensor in tensors):
+                raise ModelError(
+                    f"{FIELD}: what its {part} makes of the images and captions is not finite; get its "
+                    "files anew"
+                )
+        return Examples(mean, std, conditioning, tuple(keys), tuple(captions))
 
     @abstractmethod
     def with_placeholder(
@@ -278,6 +292,35 @@ class Backbone(ABC):
                     guidance_scale=guidance_scale, generator=generators,
                 )  # fmt: skip
         return images
+
+    @torch.no_grad()
+    def require_pictures(self, name: str) -> None:
+        """Draw one picture in a few steps, as it will be drawn later on.
+
+        Args:
+            name: what the user calls the model.
+
+        Raises:
+            ModelError: it is not finite, or of one colour all over: nothing could be learnt or judged.
+        """
+        with self.autocast():
+            (picture,) = self._draw(
+                self.pipeline(), ["a picture"], num_inference_steps=TRIAL_STEPS, guidance_scale=2.0,
+                generator=[torch.Generator().manual_seed(0)], output_type="np",
+            )  # fmt: skip
+        pixels = np.asarray(picture)
+        if np.isfinite(pixels).all() and pixels.max() > pixels.min():
+            return
+        what = "one colour" if np.isfinite(pixels).all() else "NaN"
+        if self.mixed_precision == "fp16":
+            raise ModelError(
+                f"model.mixed_precision: in fp16 the base {name!r} draws {what}: its numbers overflow; "
+                "set it to bf16, or to no"
+            )
+        raise ModelError(
+            f"{FIELD}: {name!r} draws {what}, whatever it is asked for; get its files anew, or give a model "
+            "that draws in plain diffusers"
+        )
 
     def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
         """A batch of pictures of a pipeline of this family."""

@@ -79,6 +79,18 @@ def base_model(config: ModelConfig) -> Backbone:
     return load_backbone(config)
 
 
+@lru_cache(maxsize=2)
+def drawing_base(config: ModelConfig) -> Backbone:
+    """The base, once it has drawn a picture; looked at once a process.
+
+    Raises:
+        ModelError: as `load_backbone`, and if what it draws is no picture.
+    """
+    base = base_model(config)
+    base.require_pictures(config.pretrained_model_name_or_path)
+    return base
+
+
 def _silence() -> None:
     """Turn off the progress bars and warnings of diffusers and transformers; our own errors say more."""
     from diffusers.utils import logging as diffusers_logging

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny import make_encoders
 from torch import Tensor
 
-from gift_ray.config.schema import ModelConfig
+from gift_ray.config.schema import ModelConfig, PriorConfig
 from gift_ray.models.encoders import ClipEncoder, VisionEncoder
 from gift_ray.models.families import load_backbone
+from gift_ray.study.journal import LocalJournal
+from gift_ray.study.steps.prepare_prior import PreparePrior
 
 TITLE = "Base models and encoders"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -116,6 +118,31 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
     tensors["conv_in.weight"] = torch.ones(16, 9, 3, 3)
 
 
+def drawing(change: Change, precision: str = "no") -> Callable[[Path], None]:
+    """Prepare D_S, which is the first that a study does, with a base whose VAE was changed."""
+
+    def attempt(folder: Path) -> None:
+        copy = folder / "odd"
+        shutil.copytree(base_folder(), copy)
+        _change(copy / VAE, change)
+        model = ModelConfig.model_validate(
+            {"pretrained_model_name_or_path": str(copy), "mixed_precision": precision}
+        )
+        source = {"name": "generated", "prompts": ["a cat"], "num_images": 1}
+        prior = PriorConfig.model_validate({"source": source})
+        step = PreparePrior(label="prepare D_S", prior=prior, model=model, seed=0)
+        step.run({}, folder, LocalJournal(folder / "journal", every=1))
+
+    return attempt
+
+
+def scaled(factor: float, *parts: str) -> Change:
+    """Multiply the tensors whose names begin so."""
+    return lambda tensors: tensors.update(
+        {n: t * factor for n, t in tensors.items() if n.startswith(parts)}
+    )
+
+
 CASES = [
     *[
         Case(f"a base whose {part} lacks a tensor", weights(file, without("weight")), says="missing tensors")
@@ -127,6 +154,14 @@ CASES = [
     ],
     Case("a base whose unet has a tensor of another shape", weights(UNET, misshapen), says="conv_in.weight"),
     Case("a base whose VAE holds NaN", weights(VAE, spoilt), says="holds NaN or infinity"),
+    Case("a base that draws NaN in fp16 alone, as VAEs do that overflow",
+         drawing(scaled(1e6, "decoder.conv_in"), "fp16"), says="model.mixed_precision: in fp16 the base"),
+    Case("the same base in fp32", drawing(scaled(1e6, "decoder.conv_in")), outcome="read"),
+    Case("a base whose VAE overflows in fp32 too", drawing(scaled(1e38, "decoder.conv_in")),
+         says="draws NaN"),
+    Case("a base that draws one colour", drawing(scaled(0, "decoder.conv_out")), says="draws one colour"),
+    Case("a base whose VAE makes NaN of images",
+         drawing(scaled(1e38, "encoder.conv_in", "quant_conv")), says="what its VAE makes of the images"),
     Case("a base whose unet is int8", weights(UNET, as_type(torch.int8)), says="holds I8"),
     Case("a base whose text encoder is in 8-bit floats",
          weights(WORDS, as_type(torch.float8_e4m3fn)), says="holds F8_E4M3"),

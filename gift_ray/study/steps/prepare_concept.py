@@ -48,7 +48,7 @@ class PrepareConcept(Step):
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
         # Everything is read and checked before anything is written.
-        base = families.base_model(self.model)
+        base = families.drawing_base(self.model)
         d_m, d_a = self._sides(base)
         # The defender's captions name the class, the attacker's a rare token. Neither side knows the other's.
         for name, side, prompt in (

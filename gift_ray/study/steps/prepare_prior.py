@@ -33,7 +33,7 @@ class PreparePrior(Step):
         }
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
-        base = families.base_model(self.model)
+        base = families.drawing_base(self.model)
         images = read_source(self.prior.source, base, self.seed, "prior")
         pictures = [item.image for item in images]
         examples.save_images(out / "D_S", pictures)
