@@ -1,6 +1,6 @@
 """Attack anyone's checkpoint and score it: what an attacker regains, and what honest users have lost.
 
-    gift-ray attack configs/demo.yaml --model CHECKPOINT [key=value ...] [--dry-run]
+    gift-ray attack configs/demo.yaml --model CHECKPOINT [--variant fp16] [key=value ...] [--dry-run]
 
 CHECKPOINT is a hub id, a diffusers folder, a single .safetensors, or a delta of the study's base model (of
 ESD and UCE as .safetensors, of IMMA and MIMA as .pt). The study gives the concepts, attacks and measures.
@@ -32,7 +32,8 @@ from gift_ray.verdict.scorecard import scorecard
 def main(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     # The checkpoint takes the place of the study's defense; the plan and the undefended arm are the same.
-    config = against(load_study(arguments.config, arguments.overrides), arguments.model)
+    study = load_study(arguments.config, arguments.overrides)
+    config = against(study, arguments.model, arguments.variant)
     plans = comparison.layouts(config)
     *_, layout = plans.values()
     if arguments.dry_run:
@@ -42,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_data(config)
 
     study_dir = config.study_dir
-    folder = study_dir / f"attack-{checkpoint_hash(arguments.model)[:16]}"
+    folder = study_dir / f"attack-{checkpoint_hash(arguments.model, arguments.variant)[:16]}"
     say(f"attacking {arguments.model}; study {config.name} in {study_dir}")
     with ray_executor(config.cluster, study_dir) as executor:
         fingerprint = write_comparison(config, plans, folder)
@@ -68,12 +69,16 @@ def main(arguments: argparse.Namespace) -> int:
     return console.OK
 
 
-def against(config: StudyConfig, model: str) -> StudyConfig:
+def against(config: StudyConfig, model: str, variant: str | None = None) -> StudyConfig:
     """The study with a finished model in place of its defense; as it is one model, the mode is `joint`."""
+    chosen = {"variant": variant} if variant else {}
     return config.model_copy(
         update={
             "defense": DefenseConfig(
-                name="checkpoint", label=Path(absolute(model)).name[-80:], path=absolute(model)
+                name="checkpoint",
+                label=Path(absolute(model)).name[-80:],
+                path=absolute(model),
+                **chosen,
             ),
             "rivals": (),
             "concepts": config.concepts.model_copy(update={"mode": "joint"}),

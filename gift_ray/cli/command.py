@@ -57,6 +57,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         _complete(config, FilesCompleter(("yaml", "yml")))
         _complete(overrides, lambda **_: list(_overrides()))
     commands["attack"].add_argument("--model", required=True, help="the checkpoint to attack")
+    commands["attack"].add_argument("--variant", help="of a folder's weights, as fp16")
     commands["immunize"].add_argument(
         "--matrix", action="store_true", help="attack every model with every malicious concept"
     )

@@ -23,10 +23,12 @@ class Checkpoint(Defense):
     path: str = Field(
         description="hub id, diffusers folder, single .safetensors, or a delta of the base"
     )
+    variant: str | None = Field(None, description="of a folder's weights, as fp16")
 
     def identity(self) -> dict[str, Any]:
         """The checkpoint's content identifies it, and not its path."""
-        return {**super().identity(), "path": None, "content": checkpoint_hash(self.path)}
+        content = checkpoint_hash(self.path, self.variant)
+        return {"name": "checkpoint", "version": self.version, "path": None, "content": content}
 
     def immunize(
         self,
@@ -37,4 +39,4 @@ class Checkpoint(Defense):
         seeds: Seeds,
         report: Report,
     ) -> Backbone:
-        return with_checkpoint(model, self.path)
+        return with_checkpoint(model, self.path, self.variant)

@@ -21,6 +21,7 @@ from gift_ray.models.families import load_backbone
 from gift_ray.models.locate import folder_hash, locate
 from gift_ray.models.parts import require_same_parts, require_same_schedule, require_same_weights
 from gift_ray.models.stable_diffusion import parts_of_single_file, unet_of_single_file
+from gift_ray.models.variants import require_variant
 from gift_ray.models.weights import require_plain
 from gift_ray.records.manifest import MANIFEST, verify
 from gift_ray.records.record import digest, file_hash
@@ -42,15 +43,22 @@ SINGLE_FILE_TENSORS = {
 }  # fmt: skip
 
 
-def locate_checkpoint(name: str) -> Path:
+def locate_checkpoint(name: str, variant: str | None = None) -> Path:
     """The file or folder that a path or hub id stands for.
 
+    Args:
+        variant: which set of weights of a folder.
+
     Raises:
-        ModelError: it is not found, or is a kind of file that is not read.
+        ModelError: it is not found, lacks this variant, or is a kind of file that is not read.
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        return locate(ModelConfig(pretrained_model_name_or_path=name))
+        folder = locate(ModelConfig(pretrained_model_name_or_path=name))
+        require_variant(folder, variant)
+        return folder
+    if variant is not None:
+        raise ModelError(f"{name}: is one file, which has no variant {variant!r}; leave it out")
     if path.suffix not in (".safetensors", ".pt"):
         raise ModelError(
             f"{name}: {path.suffix or 'no suffix'} is not a checkpoint that is read; give a diffusers "
@@ -60,14 +68,18 @@ def locate_checkpoint(name: str) -> Path:
     return path.absolute()
 
 
-def checkpoint_hash(name: str) -> str:
-    """Hash of a checkpoint's content."""
-    path = locate_checkpoint(name)
-    return file_hash(path) if path.is_file() else folder_hash(path)
+def checkpoint_hash(name: str, variant: str | None = None) -> str:
+    """Hash of a checkpoint's content, and of which variant of it is meant."""
+    path = locate_checkpoint(name, variant)
+    content = file_hash(path) if path.is_file() else folder_hash(path)
+    return content if variant is None else digest([content, variant])
 
 
-def with_checkpoint(base: Backbone, name: str) -> Backbone:
+def with_checkpoint(base: Backbone, name: str, variant: str | None = None) -> Backbone:
     """The base with the denoiser of a checkpoint.
+
+    Args:
+        variant: which set of weights of a folder, as `fp16`; None: the one without a name, else the only one.
 
     Raises:
         ModelError: tensors are unknown, missing or misshapen; values are not finite or not plain
@@ -75,11 +87,13 @@ def with_checkpoint(base: Backbone, name: str) -> Backbone:
             from another base or changes nothing; a file holds pickled code; a released folder differs from
             its manifest.
     """
-    path = locate_checkpoint(name)
+    path = locate_checkpoint(name, variant)
     if (path / MANIFEST).exists():
         verify(path)
     if path.is_dir():
-        loaded = load_backbone(ModelConfig(pretrained_model_name_or_path=str(path)))
+        loaded = load_backbone(
+            ModelConfig(pretrained_model_name_or_path=str(path), variant=variant)
+        )
         require_same_parts(base, loaded, origin=name)
         weights = loaded.weights()
     else:

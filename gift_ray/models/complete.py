@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from gift_ray.errors import ModelError
+from gift_ray.models.variants import variant_of
 
 # Heads that nothing here uses, and which may therefore be missing or unknown.
 HEADS = ("pooler.", "classifier.")
@@ -76,8 +77,9 @@ def networks(
         kind = getattr(importlib.import_module(entry[0]), entry[1], None)
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             found[part] = load_complete(
-                kind, folder, origin=f"{origin}: {part}", subfolder=part, variant=variant
-            )
+                kind, folder, origin=f"{origin}: {part}", subfolder=part,
+                variant=variant_of(folder / part, variant),
+            )  # fmt: skip
     return found
 
 

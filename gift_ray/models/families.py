@@ -17,6 +17,7 @@ from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.loading import FIELD, read_json
 from gift_ray.models.locate import locate
+from gift_ray.models.variants import require_variant
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,11 @@ def check_base(config: ModelConfig) -> None:
     """Check that a base is there and of a known family, without loading it.
 
     Raises:
-        ModelError: it is not found, is of no known family, or can't be trained or drawn with.
+        ModelError: it is not found, is of no known family, lacks the variant that is asked for, or can't be
+            trained or drawn with.
     """
     folder = locate(config)
+    require_variant(folder, config.variant)
     family_of(folder).check(folder, config.pretrained_model_name_or_path)
 
 

@@ -120,7 +120,6 @@ def load_pipeline(kind: Any, folder: Path, config: ModelConfig, **options: Any) 
         parts = networks(folder, options, variant=config.variant, origin=f"{FIELD}: {name!r}")
         pipeline = kind.from_pretrained(
             folder,
-            variant=config.variant,
             dtype=torch.float32,
             use_safetensors=True,
             **options,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gift_ray.config.schema import ModelConfig, PriorConfig
 from gift_ray.models.encoders import ClipEncoder, VisionEncoder
-from gift_ray.models.families import load_backbone
+from gift_ray.models.families import check_base, load_backbone
 from gift_ray.study.journal import LocalJournal
 from gift_ray.study.steps.prepare_prior import PreparePrior
 
@@ -162,6 +162,10 @@ CASES = [
     Case("a base that draws one colour", drawing(scaled(0, "decoder.conv_out")), says="draws one colour"),
     Case("a base whose VAE makes NaN of images",
          drawing(scaled(1e38, "encoder.conv_in", "quant_conv")), says="what its VAE makes of the images"),
+    Case("a base without the variant that `model.variant` names",
+         lambda folder: check_base(
+             ModelConfig(pretrained_model_name_or_path=str(base_folder()), variant="fp16")),
+         says="no variant 'fp16'; it has none"),
     Case("a base whose unet is int8", weights(UNET, as_type(torch.int8)), says="holds I8"),
     Case("a base whose text encoder is in 8-bit floats",
          weights(WORDS, as_type(torch.float8_e4m3fn)), says="holds F8_E4M3"),

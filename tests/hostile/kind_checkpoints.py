@@ -10,8 +10,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from battery import Case
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+import yaml
+from battery import STUDY, Case, run
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline
 from torch import Tensor
@@ -83,6 +84,42 @@ def folder_with(
         )
 
     return attempt
+
+
+def variants(
+    *saved: str | None, named: str | None = None, read: str | None = None
+) -> Callable[[Path], None]:
+    """Give a folder with these sets of weights, all different, and name one of them; `read` is what plain
+    diffusers is told to read for comparison."""
+
+    def attempt(folder: Path) -> None:
+        pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), safety_checker=None)
+        for variant in saved:
+            tune("unet")(pipeline)
+            pipeline.save_pretrained(folder / "odd", variant=variant)
+        found = with_checkpoint(base(), str(folder / "odd"), named).weights()
+        expected = UNet2DConditionModel.from_pretrained(
+            folder / "odd", subfolder="unet", variant=read
+        )
+        assert all(torch.equal(t, found[n]) for n, t in expected.state_dict().items())
+
+    return attempt
+
+
+def attacked(variant: str) -> Callable[[Path], object]:
+    """`gift-ray attack --variant`, on a folder without variants."""
+
+    def attempt(folder: Path) -> object:
+        path = folder / "study.yaml"
+        path.write_text(yaml.safe_dump(STUDY | {"output_dir": str(folder / "runs")}))
+        return run(["attack", str(path), "--model", str(base_folder()), "--variant", variant])
+
+    return attempt
+
+
+def of_a_file(folder: Path) -> None:
+    save_file(some(), folder / "odd.safetensors")
+    with_checkpoint(base(), str(folder / "odd.safetensors"), "fp16")
 
 
 def edited(part: str, **values: Any) -> Callable[[Path], None]:
@@ -162,6 +199,19 @@ PARTS = "differs from the base in its "
 CASES = [
     Case("a folder with another unet", folder_with(tune("unet")), outcome="the unet of plain diffusers"),
     Case("a folder in half precision", folder_with(half), outcome="the unet of plain diffusers"),
+    Case("a folder whose weights are all of the variant fp16", variants("fp16", read="fp16"),
+         outcome="the unet of plain diffusers with `variant`"),
+    Case("a folder with weights of no variant and of fp16", variants("fp16", None),
+         outcome="those of no variant"),
+    Case("the same, `--variant fp16`", variants("fp16", None, named="fp16", read="fp16"),
+         outcome="those of fp16"),
+    Case("a folder of two variants, none named", variants("fp16", "non_ema"),
+         says="there is fp16, non_ema; say which"),
+    Case("a folder of fp16, `--variant bf16`", variants("fp16", named="bf16"),
+         says="no variant 'bf16'; there are fp16"),
+    Case("a folder without variants, `gift-ray attack --variant bf16`", attacked("bf16"),
+         says="no variant 'bf16'; it has none"),
+    Case("one file, `--variant fp16`", of_a_file, says="is one file"),
     Case("a folder with a tuned text encoder", folder_with(tune("text_encoder")),
          says=PARTS + "text_encoder"),
     Case("a folder with another VAE", folder_with(tune("vae")), says=PARTS + "vae"),
