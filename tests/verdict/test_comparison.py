@@ -53,7 +53,14 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
             "prior": {"source": {"name": "openmoji", "match": "^(SUN|MOON)", "caption": "a sky"}},
             "defense": GIFT,
             "rivals": [{"name": "chain", "defenses": [IMMA, GIFT]}],
-            "attacks": [{"name": "dreambooth", "max_train_steps": 8, "learning_rate": 3e-3}],
+            "attacks": [
+                {
+                    "name": "dreambooth",
+                    "max_train_steps": 8,
+                    "learning_rate": 3e-3,
+                    "num_evaluations": 3,
+                }
+            ],
             "evaluation": {
                 "metrics": [
                     {"name": n} for n in ("clip_text", "clip_image", "lpips", "degenerate")
