@@ -1,5 +1,7 @@
-"""A base model as its files describe it: its family, and the shapes of its tensors. What a study asks of a
-base is held against this before a weight is loaded."""
+"""Describes a base model by its files alone: its family, and the shapes of its tensors.
+
+A study checks what it asks of a base against this, before any weight is loaded.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The family of a base, and of each part of its pipeline that has weights the shapes by name."""
+    """The family of a base, and the shapes of the tensors of each network in its pipeline, by name."""
 
     family: type[Backbone]
     parts: Mapping[str, Shapes]
@@ -33,20 +35,20 @@ class Architecture:
         return self.parts[self.family.denoiser_name]
 
     def require_trainable_text(self) -> None:
-        """Refuse what trains the text encoders of a family in which they stay as they are.
+        """Check that the text encoders of this family can be trained.
 
         Raises:
-            ModelError: what to leave out.
+            ModelError: they can't; the message says which options to leave out.
         """
         if self.family.text_stays:
             raise ModelError(self.family.text_stays)
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """Read the heads of a base's safetensors files.
+    """Read the headers of a base's safetensors files.
 
     Raises:
-        ModelError: not found, of no known family, or a file that can't be read.
+        ModelError: the base is not found or of no known family, or a file can't be read.
     """
     folder = locate(config)
     family = family_of(folder)

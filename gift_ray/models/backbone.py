@@ -1,7 +1,8 @@
-"""The model that is attacked and defended, whatever its family. `Backbone` hides the prediction type, the
-time law, the number of text encoders and what conditioning is made of; each family of models is one file
-beside this one. A latent diffusion model has a denoiser (the network that attacks and defenses train), a
-VAE (frozen) and one or more text encoders.
+"""`Backbone`: the interface of a model that is attacked and defended. Each family of models is one file.
+
+A latent diffusion model has a denoiser (the network that attacks and defenses train), a frozen VAE and one or
+more text encoders. `Backbone` hides what differs between families: the prediction type, how times are drawn,
+the number of text encoders, and what the conditioning is made of.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ TRIAL_STEPS = 4
 
 @dataclass(frozen=True)
 class Backbone(ABC):
-    """A text-to-image model. Methods that change weights return a copy; everything that is not copied
-    is shared and frozen.
+    """A text-to-image model.
 
-    `times` [B] are in the unit of the family's scheduler; the others pass them on without a look.
+    Methods that change weights return a copy; what is not copied is shared with the original, and frozen.
+    `times` [B] are in the unit of the family's scheduler; callers only pass them on.
     """
 
     denoiser: nn.Module
@@ -61,10 +62,10 @@ class Backbone(ABC):
 
     @classmethod
     def check(cls, folder: Path, name: str) -> None:
-        """Look at a diffusers folder's configurations, before anything is loaded.
+        """Check the configurations of a diffusers folder, before anything is loaded.
 
         Args:
-            name: what the user calls the folder.
+            name: the user's name for the folder.
 
         Raises:
             ModelError: a part is missing, or the model is of a kind that can't be trained or drawn with.
@@ -74,10 +75,10 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
-        """Load a diffusers folder, in fp32, safetensors only, frozen.
+        """Load a diffusers folder from safetensors, in fp32 and frozen.
 
         Raises:
-            ModelError: the folder is damaged, or not what this family can train and draw with.
+            ModelError: the folder is damaged, or can't be trained or drawn with.
         """
 
     @property
@@ -88,17 +89,19 @@ class Backbone(ABC):
     # What is trained.
 
     def clone(self, *, text_encoder: bool = False) -> Self:
-        """A copy whose denoiser can be trained, and its text encoders if asked for."""
+        """A copy whose denoiser can be trained; with `text_encoder`, its text encoders as well."""
         copied = replace(self, denoiser=copy.deepcopy(self.denoiser).requires_grad_(True))
         return copied._with_trainable_words() if text_encoder else copied
 
     def parameters(self, group: ParameterGroup) -> dict[str, nn.Parameter]:
-        """The named parameters of a group of the denoiser; without those of an adapter.
+        """The parameters of a group of the denoiser by name, without those of an adapter.
 
-        `cross_attention`: all that reads the prompt's tokens (the paper's psi); `cross_attention_kv`:
-        their keys and values; `attention`: q, k, v and out of every attention (what IMMA's code
-        selects); `noxattn`: all but cross-attention, time embedding and output layers (what ESD-u
-        trains); `all`: everything. Each family says what these are in its network.
+        Args:
+            group: `cross_attention`, everything that reads the prompt's tokens (psi in the paper);
+                `cross_attention_kv`, its keys and values alone; `attention`, the queries, keys, values and
+                outputs of every attention (as IMMA's code selects them); `noxattn`, everything except
+                cross-attention, time embedding and output layers (as ESD-u trains them); or `all`. Each
+                family says which parameters of its network these are.
 
         Raises:
             ModelError: the group is empty.
@@ -118,18 +121,20 @@ class Backbone(ABC):
     @staticmethod
     @abstractmethod
     def in_group(path: list[str], group: ParameterGroup) -> bool:
-        """Whether a parameter of the denoiser, given as the parts of its name, is of a group."""
+        """Whether a parameter of the denoiser, given as the parts of its name, belongs to a group."""
 
     @abstractmethod
     def text_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of all text encoders, by names that no parameter of the denoiser has."""
 
     def layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
-        """The modules whose outputs are the z^(j) of Eq. 7: the network's blocks, or what reads the
-        prompt (`attn2`).
+        """The modules whose outputs are the activations z^(j) of GIFT's Eq. 7, by name.
+
+        Args:
+            which: `blocks`, the blocks of the network, or `attn2`, the modules that read the prompt.
 
         Raises:
-            ModelError: there is none.
+            ModelError: the denoiser has no such module.
         """
         modules = self.find_layers(which)
         if not modules:
@@ -140,15 +145,19 @@ class Backbone(ABC):
 
     @abstractmethod
     def find_layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
-        """What `layers` gives, which may be nothing."""
+        """The modules that `layers` returns; {} if there is none."""
 
     @abstractmethod
     def _with_trainable_words(self) -> Self:
-        """The same with trainable copies of the text encoders."""
+        """This model with trainable copies of its text encoders."""
 
     def disturbed(self, how: Reinitialize, weight_noise: float, generator: torch.Generator) -> Self:
-        """A copy whose cross-attentions are drawn anew or written in other factors, and whose weights are
-        noised, each if asked for (see `disturb`); what an attacker does before fine-tuning."""
+        """A copy that is disturbed as an attacker may do it before fine-tuning (see `disturb`).
+
+        Args:
+            how: whether the weights of cross-attention are drawn anew, or written in other factors.
+            weight_noise: the amount of noise that is added to all weights.
+        """
         if how == "none" and weight_noise == 0:
             return self
         model = self.clone()
@@ -164,12 +173,12 @@ class Backbone(ABC):
 
     @abstractmethod
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Times [B] for one training batch, as the family is trained."""
+        """Random times [B] for one training batch, drawn as the family is trained."""
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one image: (C, h, w)."""
+        """The shape (C, h, w) of the latents of one image."""
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(noise [B, C, h, w], times [B]) for one training batch: eps ~ N(0, I), then the times."""
@@ -182,12 +191,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the denoiser is trained to output for x_t, [B, C, h, w]."""
+        """The output that the denoiser is trained to give for x_t, [B, C, h, w]."""
 
     @abstractmethod
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
-        """The denoiser's output for noised latents [B, C, h, w], in the space in which it was trained
-        (eps, v, x_0 or velocity)."""
+        """The denoiser's output for noised latents, [B, C, h, w]: eps, v, x_0 or velocity, as trained."""
 
     def denoising_loss(
         self, latents: Tensor, conditioning: Conditioning, times: Tensor, noise: Tensor
@@ -201,7 +209,7 @@ class Backbone(ABC):
         return per_sample_mse(prediction, self.target(latents, noise, times))
 
     def autocast(self) -> torch.autocast:
-        """fp32 master weights, half-precision arithmetic where asked for."""
+        """Within the block arithmetic is in half precision if the model asks for it. Weights stay fp32."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
@@ -209,8 +217,7 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the VAE posterior, as the denoiser sees latents: two of
-        [N, C, h, w], on the CPU."""
+        """The VAE's posterior in the denoiser's units: mean and deviation [N, C, h, w], on the CPU."""
         means, stds = [], []
         for image in images:
             pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
@@ -222,21 +229,21 @@ class Backbone(ABC):
 
     @abstractmethod
     def scaled(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The VAE's posterior in the denoiser's units."""
+        """The mean and standard deviation of the VAE's posterior, scaled to the denoiser's units."""
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of some prompts, on the CPU; each prompt is read once."""
+        """The conditioning of some prompts, on the CPU. Equal prompts are encoded once."""
         read = {prompt: self.read([prompt]).to(torch.device("cpu")) for prompt in set(prompts)}
         return Conditioning.concatenate([read[prompt] for prompt in prompts])
 
     def unconditional(self) -> Conditioning:
-        """What classifier-free guidance steers away from, one row: as a rule the empty prompt's."""
+        """The conditioning, of one row, from which guidance steers away: mostly that of the empty prompt."""
         return self.condition([""])
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of some prompts, differentiable, where the text encoders are."""
+        """The conditioning of some prompts, differentiable, on the device of the text encoders."""
 
     def encode(
         self, images: Sequence[Image.Image], captions: Sequence[str], keys: Sequence[str]
@@ -261,11 +268,13 @@ class Backbone(ABC):
     def with_placeholder(
         self, placeholder_token: str, initializer_token: str, num_vectors: int
     ) -> tuple[Self, Placeholder]:
-        """A copy in whose prompts `placeholder_token` is a word of its own, and that word. Its rows of
-        the token embedding begin as the (mean) embedding of `initializer_token`.
+        """A copy that knows `placeholder_token` as a new word, and that word.
+
+        The word's rows in the token embedding begin as the mean embedding of the tokens of
+        `initializer_token`.
 
         Raises:
-            ModelError: the tokenizer knows the word already (its row serves other words too).
+            ModelError: the tokenizer already has a token of this name, whose row other words use as well.
         """
 
     # Drawing.
@@ -280,7 +289,7 @@ class Backbone(ABC):
         guidance_scale: float,
         batch_size: int,
     ) -> list[Image.Image]:
-        """One image per prompt; image i depends on (seeds, i, prompt) alone, not on the batching."""
+        """One image for each prompt. Image i depends on seeds, i and its prompt, not on the batch size."""
         pipeline = self.pipeline()
         images: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
@@ -323,7 +332,7 @@ class Backbone(ABC):
         )
 
     def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
-        """A batch of pictures of a pipeline of this family."""
+        """A batch of images, drawn by a pipeline of this family."""
         size = self.resolution
         images: list[Image.Image] = pipeline(
             prompt=prompts, height=size, width=size, **options
@@ -336,15 +345,22 @@ class Backbone(ABC):
 
     @abstractmethod
     def sampler(self, num_inference_steps: int) -> Any:
-        """The pipeline's diffusers scheduler, its timesteps set."""
+        """The pipeline's diffusers scheduler with its timesteps set."""
 
     @torch.no_grad()
     def partially_denoised(
         self, noise: Tensor, conditioning: Conditioning, null: Conditioning, *, steps: int,
         num_inference_steps: int, guidance_scale: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """x_t after the first `steps` guided sampling steps (classifier-free guidance, Ho and Salimans
-        2022) from noise [B, C, h, w], and its times [B]. `null` is that of `unconditional`."""
+        """Sample the first `steps` steps with classifier-free guidance (Ho and Salimans 2022).
+
+        Args:
+            noise: [B, C, h, w], where sampling begins.
+            null: the conditioning of `unconditional`.
+
+        Returns:
+            x_t [B, C, h, w] and its times [B].
+        """
         sampler = self.sampler(num_inference_steps)
         # Samplers of flow matching begin at noise of variance one and have no such number.
         x_t = noise.to(self.device) * getattr(sampler, "init_noise_sigma", 1.0)
@@ -360,32 +376,32 @@ class Backbone(ABC):
     # Weights in and out.
 
     def weights(self) -> dict[str, Tensor]:
-        """The denoiser's weights by name, not copied; without those of an adapter."""
+        """The denoiser's weights by name, without those of an adapter. They are not copied."""
         return adapters.own_weights(self.denoiser)
 
     def load_weights(self, weights: dict[str, Tensor], *, origin: str) -> None:
-        """Put weights into the denoiser, in place.
+        """Load weights into the denoiser, in place.
 
         Raises:
-            ModelError: keys or shapes don't fit, or a weight is not finite.
+            ModelError: names or shapes don't fit, or a weight is not finite.
         """
         load_strictly(self.denoiser, weights, origin=origin, what=self.denoiser_name)
 
     def save_weights(self, path: Path) -> None:
-        """The denoiser's weights, fp32 safetensors.
+        """Write the denoiser's weights as safetensors, in fp32.
 
         Raises:
-            UnitFailed: a weight is not finite (a destroyed model must not travel on).
+            UnitFailed: a weight is not finite. No later step should get such a model.
         """
         weights = {n: t.detach().cpu().contiguous() for n, t in self.weights().items()}
         require_finite(weights)
         save_file(weights, path)
 
     def with_weights(self, path: Path) -> Self:
-        """A copy with the weights of `save_weights`, frozen as loaded models are.
+        """A frozen copy with the weights that `save_weights` wrote.
 
         Raises:
-            ModelError: keys or shapes don't fit, or a weight is not finite.
+            ModelError: names or shapes don't fit, or a weight is not finite.
         """
         model = self.clone()
         model.load_weights(load_file(path), origin=str(path))
@@ -393,7 +409,7 @@ class Backbone(ABC):
         return model
 
     def save_pretrained(self, folder: Path) -> None:
-        """A standard diffusers folder, loadable with `DiffusionPipeline.from_pretrained`."""
+        """Write a standard diffusers folder, which `DiffusionPipeline.from_pretrained` loads."""
         self.pipeline().save_pretrained(folder, safe_serialization=True)
 
     # Adapters.
@@ -424,8 +440,7 @@ class Backbone(ABC):
         return adapters.adapter_parameters(self.denoiser)
 
     def save_lora(self, folder: Path) -> None:
-        """The adapter as `pytorch_lora_weights.safetensors`, which every diffusers pipeline of this base
-        reads with `load_lora_weights`.
+        """Write the adapter as `pytorch_lora_weights.safetensors`, for diffusers' `load_lora_weights`.
 
         Raises:
             UnitFailed: a weight is not finite.
@@ -433,7 +448,7 @@ class Backbone(ABC):
         adapters.save(self.denoiser, self.denoiser_name, type(self.pipeline()), folder)
 
     def save_lora_kohya(self, path: Path) -> None:
-        """The adapter as one file in kohya's format, which the common web UIs read.
+        """Write the adapter as one file in kohya's format, which the common web UIs read.
 
         Raises:
             UnitFailed: a weight is not finite.
@@ -441,11 +456,10 @@ class Backbone(ABC):
         adapters.save_kohya(self.denoiser, path)
 
     def load_lora(self, path: Path) -> Self:
-        """A copy with an adapter, as `save_lora` or the diffusers scripts save it (a folder, or a
-        safetensors file).
+        """A copy with an adapter that `save_lora` or a diffusers script wrote, from a folder or file.
 
         Raises:
-            ModelError: not found, not an adapter, or one of other modules than this denoiser's.
+            ModelError: the adapter is not found, is none, or adapts modules that this denoiser does not have.
         """
         adapted = adapters.load(self.denoiser, self.denoiser_name, type(self.pipeline()), path)
         return replace(self, denoiser=adapted)

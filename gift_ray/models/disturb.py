@@ -1,5 +1,8 @@
-"""What an attacker may do to a released denoiser before fine-tuning it, to get away from a defense that
-only holds near the released weights: draw cross-attention anew, write it in other factors, add noise."""
+"""Disturbances that an attacker may make to a released denoiser before fine-tuning it.
+
+A defense may only hold near the released weights. These leave them: cross-attention is drawn anew or written
+in other factors, or noise is added to all weights.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ Reinitialize = Literal["none", "cross_attention", "refactor_cross_attention"]
 
 @torch.no_grad()
 def reinitialize(parameters: Iterable[nn.Parameter], generator: torch.Generator) -> None:
-    """Draw weight matrices anew: normal with the deviation of the old one, so that activations keep their
-    scale. Biases and other one-dimensional weights stay."""
+    """Draw weight matrices anew from a normal distribution.
+
+    It has the standard deviation of the old matrix, so that activations keep their scale. Biases and other
+    one-dimensional weights stay as they are.
+    """
     for parameter in parameters:
         if parameter.dim() > 1:
             draw = torch.randn(parameter.shape, generator=generator)
@@ -50,7 +56,7 @@ def refactor(layers: Iterable[Any], generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def add_weight_noise(module: nn.Module, amount: float, generator: torch.Generator) -> None:
-    """Add normal noise to every weight matrix, `amount` times the matrix' own deviation."""
+    """Add normal noise to every weight matrix, with `amount` times the matrix's own standard deviation."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             draw = torch.randn(parameter.shape, generator=generator)

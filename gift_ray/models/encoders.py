@@ -1,6 +1,8 @@
-"""The networks that metrics measure with: CLIP, DINO and an LPIPS backbone, by id or folder, loaded
-once a process. `builtin` names the small ones that ship with the package. transformers is imported
-where one is loaded: that takes seconds, and most processes of a study only plan.
+"""The networks that metrics use: CLIP, DINO, an LPIPS backbone and image classifiers.
+
+They are given by a hub id, a folder, or `builtin` for the small ones that ship with the package, and are
+loaded once in a process. transformers is imported only where a network is loaded, since that takes seconds
+and most processes of a study only plan.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ PUBLISHED_LPIPS = ("alex", "vgg", "squeeze")
 
 
 def locate_encoder(role: str, name: str) -> Path:
-    """Local folder of an encoder: `builtin`, a folder, or a hub id.
+    """The local folder of an encoder, given as `builtin`, a folder, or a hub id.
 
     Raises:
-        ModelError: not found, or the hub can't be reached.
+        ModelError: it is not found, or the hub can't be reached.
     """
     if name == "builtin":
         return BUNDLE / role
@@ -55,12 +57,12 @@ class ClipEncoder:
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied by before the softmax over captions."""
+        """The factor by which cosines are multiplied before the softmax over captions."""
         return float(self.model.logit_scale.exp())
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """[N, D], on the CPU."""
+        """The embeddings of images, [N, D], on the CPU."""
         parts = [
             F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1).cpu()
             for pixels in _pixels(self.processor, images)
@@ -69,7 +71,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """[N, D], on the CPU."""
+        """The embeddings of texts, [N, D], on the CPU."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         tokens = {key: tokens[key].to(device()) for key in ("input_ids", "attention_mask")}
         return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
@@ -86,7 +88,7 @@ class ImageClassifier:
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
-        """[N, labels], on the CPU."""
+        """The probability of each label for each image, [N, labels], on the CPU."""
         parts = [
             self.model(pixel_values=pixels).logits.softmax(-1).cpu()
             for pixels in _pixels(self.processor, images)
@@ -114,7 +116,7 @@ class VisionEncoder:
 
     @torch.no_grad()
     def feature_maps(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        """One [N, C, h, w] for each stage, channels of unit length at each position, on the CPU."""
+        """The features of each stage, [N, C, h, w], scaled to unit length at each position, on the CPU."""
         batches = [
             self.model(pixel_values=pixels, output_hidden_states=True).hidden_states
             for pixels in _pixels(self.processor, images)
@@ -127,21 +129,21 @@ class VisionEncoder:
 
 @lru_cache(maxsize=4)
 def clip_encoder(name: str) -> ClipEncoder:
-    """The CLIP of this name, loaded once a process."""
+    """The CLIP of this name, which a process loads once."""
     return ClipEncoder(locate_encoder("clip", name))
 
 
 @lru_cache(maxsize=4)
 def image_classifier(name: str) -> ImageClassifier:
-    """The classifier of this name, loaded once a process."""
+    """The classifier of this name, which a process loads once."""
     return ImageClassifier(locate_classifier(name))
 
 
 def locate_classifier(name: str) -> Path:
-    """Local folder of an image classifier: `builtin`, a folder, or a hub id.
+    """The local folder of an image classifier, given as `builtin`, a folder, or a hub id.
 
     Raises:
-        ModelError: not found, or the hub can't be reached.
+        ModelError: it is not found, or the hub can't be reached.
     """
     # The built-in LPIPS backbone was trained to name the nouns of the built-in model.
     return locate_encoder("lpips", name)
@@ -149,10 +151,10 @@ def locate_classifier(name: str) -> Path:
 
 @lru_cache(maxsize=8)
 def labels_of(name: str) -> tuple[str, ...]:
-    """What a classifier chooses from, in the order of its outputs.
+    """The labels of a classifier, in the order of its outputs.
 
     Raises:
-        ModelError: not found, or no names of labels in its configuration.
+        ModelError: the classifier is not found, or its configuration does not name its labels.
     """
     folder = locate_classifier(name)
     try:
@@ -166,7 +168,7 @@ def labels_of(name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def vision_encoder(role: str, name: str) -> VisionEncoder:
-    """The backbone for `dino` or `lpips`, loaded once a process."""
+    """The backbone for `dino` or `lpips`, which a process loads once."""
     return VisionEncoder(locate_encoder(role, name))
 
 

@@ -1,4 +1,4 @@
-"""Where a model's files are, and what makes two models the same: the built-in one, a folder, or a hub id."""
+"""Finds the files of a model (the built-in one, a folder, or a hub id), and its identity by them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from gift_ray.errors import ModelError
 from gift_ray.models.builtin import BUNDLE
 from gift_ray.records.record import digest, file_hash
 
-# What a repository says of itself, and what a part of a pipeline is made of beside its weights.
+# The files that describe a repository, and those of a part of a pipeline beside its weights.
 ABOUT = ("model_index.json", "README.md", "LICENSE*")
 CONFIGURATION = ("*.json", "*.txt", "*.jinja")
-# Of an encoder, which lies at the root of its repository. A hub pattern's star takes in slashes.
+# The files of an encoder, which lies at the root of its repository. They are named one by one, since a star
+# in a pattern of the hub would match slashes as well.
 ENCODER = (
     "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer*.json", "vocab.json",
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "README.md", "LICENSE*",
@@ -35,7 +36,7 @@ def locate(config: ModelConfig) -> Path:
     """The local folder of a model: the built-in one, a given one, or a hub snapshot.
 
     Raises:
-        ModelError: no such folder, or the hub can't be reached or doesn't have it.
+        ModelError: there is no such folder, or the hub can't be reached or does not have the model.
     """
     name = config.pretrained_model_name_or_path
     if name == "builtin":
@@ -64,36 +65,42 @@ def locate(config: ModelConfig) -> Path:
 
 @lru_cache(maxsize=8)
 def _pipeline_snapshot(name: str, revision: str | None, variant: str | None) -> Path:
-    """What a study needs of a hub repository: what its model_index.json, its card and its licence say, and
-    then the parts that its family loads."""
-    # A family knows its parts, and finds its files here.
+    """The files of a hub repository that a study needs.
+
+    First its model_index.json, card and licence are downloaded, which tell the family, and then the parts
+    that the family loads.
+    """
+    # Imported here, since families.py imports this file.
     from gift_ray.models.families import family_of
 
     field = "model.pretrained_model_name_or_path"
     index = snapshot(name, revision, field, ABOUT)
-    # The folder's name is its commit, so that both downloads are of one state of the repository.
+    # The folder is named after its commit, so both downloads are made from the same state of the repository.
     return snapshot(name, index.name, field, [*ABOUT, *files_of(family_of(index).needed, variant)])
 
 
 def files_of(parts: Sequence[str], variant: str | None) -> list[str]:
-    """Patterns of the files of some parts of a pipeline: configurations, tokenizers, and the weights of one
-    variant (None: the plain ones) as safetensors, whole or in shards."""
+    """Patterns of the files of some parts of a pipeline.
+
+    These are configurations, tokenizers, and safetensors weights of one variant (None stands for those
+    without a variant), in one file or in several.
+    """
     tail = f".{variant}" if variant else ""
     shard = "-?????-of-?????"
     weights = [
         f"{stem}{middle}.safetensors"
         for stem in ("diffusion_pytorch_model", "model")
-        # Older repositories have the variant behind the shard's number.
+        # Older repositories put the variant after the number of the file.
         for middle in dict.fromkeys((tail, f"{tail}{shard}", f"{shard}{tail}"))
     ]
     return [f"{part}/{name}" for part in parts for name in (*CONFIGURATION, *weights)]
 
 
 def snapshot(name: str, revision: str | None, field: str, patterns: Sequence[str]) -> Path:
-    """Download, or find in the cache, the files of a hub repository that match one of some patterns.
+    """Download the files of a hub repository that match one of some patterns, or find them in the cache.
 
     Raises:
-        ModelError: the hub can't be reached or doesn't have it.
+        ModelError: the hub can't be reached, or does not have the repository.
     """
     from huggingface_hub import snapshot_download
 
@@ -108,7 +115,7 @@ def snapshot(name: str, revision: str | None, field: str, patterns: Sequence[str
 
 
 def identity(config: ModelConfig) -> dict[str, Any]:
-    """What makes two base models the same: the content of their files and how they compute."""
+    """What the results of a base model depend on: the content of its files, and how it computes."""
     settings = config.model_dump(mode="json")
     for name in ("pretrained_model_name_or_path", "revision", "gradient_checkpointing"):
         settings.pop(name)
@@ -120,7 +127,7 @@ def identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def folder_hash(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
-    """Hash of the configuration and weight files below a folder that match one of some patterns."""
+    """The hash of the configuration and weight files below a folder that match one of some patterns."""
     files = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")

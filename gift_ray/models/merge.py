@@ -1,11 +1,13 @@
-"""Models immunized against one concept each, merged into one without training: keys and values of the
-cross-attentions in closed form, the rest by averaging what each model changed.
+"""Merges models that are immunized against one concept each into one model, without training.
 
-Custom Diffusion (Kumari et al., CVPR 2023, Eq. 4) and MIMA (Zheng and Yeh, AAAI 2025) ask for the W
-nearest to the base's on regularization tokens that gives each concept's tokens the values of its own
-model exactly. Captions share tokens ("an emoji of a"), so that those constraints contradict each other
-and the system is singular. Here they are terms of one ridge regression, whose limit for `preserve` -> 0
-is theirs:
+Keys and values of the cross-attentions are computed in closed form; for all other weights the changes of the
+models are averaged.
+
+Custom Diffusion (Kumari et al., CVPR 2023, Eq. 4) and MIMA (Zheng and Yeh, AAAI 2025) look for the W that
+gives each concept's tokens exactly the values of the concept's own model, and is nearest to the base's W on
+regularization tokens. Captions share tokens ("an emoji of a"), so these constraints contradict each other and
+the system is singular. Here they are terms of one ridge regression instead, whose limit for `preserve` -> 0
+is their solution:
 
     min over D = W - W_0 of   sum_n mean |(D - D_n) c|^2 over the tokens c of concept n
                             + preserve * mean |D c|^2 over the tokens of D_S + ridge * |D|^2
@@ -33,18 +35,18 @@ def merge_weights(
     concepts: Sequence[Examples], safe: Examples, keys_and_values: Sequence[str],
     options: MergeConfig,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:  # fmt: skip
-    """The merged weights, and how much of each concept's own keys and values they miss.
+    """The merged weights, and how far they are from each concept's own keys and values.
 
     Args:
-        base: the unet that all models come from; on the CPU, as everything here.
-        models: their weights, in the order of `concepts`; read one at a time.
-        concepts: D_M of each. Its tokens are the text encoder's states of its captions.
-        keys_and_values: names of the weights [out, D] that are applied to tokens.
+        base: the denoiser's weights from which all models started. All weights here are on the CPU.
+        models: the weights of the models, in the order of `concepts`; they are read one at a time.
+        concepts: D_M of each concept. Its tokens are the text encoder's states of its captions.
+        keys_and_values: the names of the weights [out, D] that are applied to tokens.
 
     Raises:
         UnitFailed: the system is too ill-conditioned to be trusted.
     """
-    # What each model changed: summed over models, but kept apart for keys and values.
+    # The change of each model: summed over the models, but for keys and values also kept for each of them.
     total: dict[str, Tensor] = {}
     changed: dict[str, list[Tensor]] = {name: [] for name in keys_and_values}
     for weights in models:
@@ -60,7 +62,7 @@ def merge_weights(
         raise UnitFailed(NOT_SOLVED)
     merged = {name: delta * (options.scale / len(concepts)) for name, delta in total.items()}
 
-    # Keys and values instead as the regression above; one system serves all of them.
+    # Keys and values are solved by the regression above. All of them have the same system matrix.
     values: dict[str, float] = {}
     if options.keys_and_values == "solve":
         moments = [second_moment(examples) for examples in concepts]
@@ -75,7 +77,7 @@ def merge_weights(
 
 
 def second_moment(examples: Examples) -> Tensor:
-    """The mean of c c^T over the tokens c of all different captions, [D, D], in double precision."""
+    """The mean of c c^T over the tokens c of all distinct captions, [D, D], in double precision."""
     first = {caption: i for i, caption in reversed(list(enumerate(examples.captions)))}
     tokens = examples.conditioning.tokens[sorted(first.values())].double().flatten(0, 1)
     return tokens.T @ tokens / len(tokens)
@@ -84,8 +86,9 @@ def second_moment(examples: Examples) -> Tensor:
 def regularized(
     moments: Sequence[Tensor], safe: Tensor, options: MergeConfig
 ) -> tuple[Tensor, float]:
-    """The regression's normal matrix [D, D] and its condition number. The ridge is relative to the
-    matrix' mean eigenvalue.
+    """The regression's normal matrix [D, D] and its condition number.
+
+    The ridge is relative to the mean eigenvalue of the matrix.
 
     Raises:
         UnitFailed: the condition number is above `max_condition`.
@@ -104,12 +107,12 @@ def regularized(
 
 
 def solve(deltas: Sequence[Tensor], moments: Sequence[Tensor], system: Tensor) -> Tensor:
-    """D = (sum_n D_n M_n) system^-1, [out, D]: where the regression's gradient is zero."""
+    """The solution D = (sum_n D_n M_n) system^-1, [out, D], at which the regression's gradient is zero."""
     wanted = torch.stack([d.double() @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
     transposed: Tensor = torch.linalg.solve(system, wanted.T)
     return transposed.T
 
 
 def _power(delta: Tensor, moment: Tensor) -> float:
-    """mean |delta c|^2 over the tokens of a second moment."""
+    """The mean of |delta c|^2 over the tokens c of a second moment."""
     return float(((delta.double() @ moment) * delta).sum())

@@ -1,6 +1,7 @@
-"""Stable Diffusion 1.x and 2.x, and whatever has their folder layout: a UNet2DConditionModel and one CLIP
-text encoder. diffusers is imported where a model is loaded: that takes seconds, and most processes of a
-study only plan.
+"""Stable Diffusion 1.x and 2.x, and all models with their folder layout.
+
+They have a UNet2DConditionModel and one CLIP text encoder. diffusers is imported only where a model is
+loaded, since that takes seconds and most processes of a study only plan.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UNetBackbone(Backbone):
-    """What the families with a UNet2DConditionModel share: groups and layers by module path, the DDPM
-    forward process, and any of its prediction types (epsilon, v_prediction, sample)."""
+    """The common base of the families with a UNet2DConditionModel.
+
+    They share the groups and layers by module path, the DDPM forward process, and its prediction types
+    (epsilon, v_prediction, sample).
+    """
 
     noise_scheduler: DDPMScheduler
 
@@ -56,7 +60,7 @@ class UNetBackbone(Backbone):
 
     @staticmethod
     def in_group(path: list[str], group: ParameterGroup) -> bool:
-        """By module path: attn2 modules are the cross-attentions.
+        """Groups follow from the path of a module; the modules named attn2 are the cross-attentions.
 
         On SD 1.5 cross_attention, cross_attention_kv, attention, noxattn and all hold 43,962,560 /
         19,169,280 / 93,536,640 / 813,495,680 / 859,520,964 parameters.
@@ -73,7 +77,7 @@ class UNetBackbone(Backbone):
         return group == "cross_attention" or bool({"to_k", "to_v"} & set(path))
 
     def find_layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
-        """unet blocks, or attn2 modules."""
+        """The blocks of the UNet, or its attn2 modules."""
         unet: Any = self.denoiser
         if which == "attn2":
             return {n: m for n, m in unet.named_modules() if n.endswith(".attn2")}
@@ -83,7 +87,7 @@ class UNetBackbone(Backbone):
         return modules
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Uniform over the training timesteps."""
+        """Times that are uniform over the training timesteps."""
         steps = self.noise_scheduler.config.num_train_timesteps
         return torch.randint(0, steps, (batch,), generator=generator)
 
@@ -112,7 +116,7 @@ class UNetBackbone(Backbone):
 
 @dataclass(frozen=True)
 class StableDiffusion(UNetBackbone):
-    """One text encoder; the conditioning is its last hidden states."""
+    """Stable Diffusion with one text encoder, whose last hidden states are the conditioning."""
 
     text_encoder: PreTrainedModel
     tokenizer: Any
@@ -153,7 +157,7 @@ class StableDiffusion(UNetBackbone):
     def read(self, prompts: Sequence[str]) -> Conditioning:
         from diffusers.loaders import TextualInversionLoaderMixin
 
-        # A word of several vectors is spelt out, as the pipeline does with what it is asked for.
+        # A learnt word with several vectors is spelt out as its tokens, as the pipeline does with prompts.
         spelt = TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), self.tokenizer)
         ids = token_ids(self.tokenizer, spelt).to(self.text_encoder.device)
         return Conditioning(self.text_encoder(ids)[0], {})
@@ -185,7 +189,7 @@ class StableDiffusion(UNetBackbone):
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids [N, L] of some prompts, padded and cut to the tokenizer's length."""
+    """The token ids of some prompts, [N, L], padded or cut to the tokenizer's length."""
     tokens = tokenizer(
         list(prompts), padding="max_length", truncation=True, return_tensors="pt",
         max_length=tokenizer.model_max_length,
@@ -195,7 +199,7 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:
-    """The unet's weights in a single-file Stable Diffusion checkpoint, under diffusers' names.
+    """The weights of the unet in a single-file Stable Diffusion checkpoint, under diffusers' names.
 
     Raises:
         ModelError: they don't fit the architecture of `like`.
@@ -203,7 +207,7 @@ def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:
     from diffusers import UNet2DConditionModel
 
     with tempfile.TemporaryDirectory() as folder:
-        # The architecture is the base's: a bare file doesn't say, and the hub is not asked.
+        # The file does not say its architecture, and diffusers would ask the hub; so it gets the base's.
         architecture: Any = like.denoiser
         architecture.save_config(Path(folder) / "unet")
         try:
@@ -221,11 +225,12 @@ def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:
 def parts_of_single_file(
     path: Path, tensors: Mapping[str, Tensor], like: Backbone
 ) -> dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-    """The VAE and the CLIP text encoder of a single file, where it has them: the base's weights and the
-    file's, under one set of names.
+    """The weights of the VAE and of the CLIP text encoder of a single file, if it has them.
+
+    For each part the base's weights are given beside the file's, under the same names.
 
     Raises:
-        ModelError: a part that is not of the base's kind.
+        ModelError: a part is of another kind than the base's.
     """
     from diffusers.loaders import single_file_utils as convert
 
@@ -250,5 +255,5 @@ def parts_of_single_file(
 
 
 def _in_text_model(name: str) -> str:
-    """transformers calls the same tensor by its name with and without this prefix."""
+    """A tensor's name without a prefix that only some versions of transformers use."""
     return name.removeprefix("text_model.")

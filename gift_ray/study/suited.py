@@ -1,4 +1,4 @@
-"""Whether the base suits the study: what its defenses and attacks ask of the base's family."""
+"""Checks that the base's family supports what the study's defenses and attacks do."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from gift_ray.models.merge import NOT_SOLVED
 
 
 def check_base(config: StudyConfig) -> None:
-    """The base, and what the study's defenses and attacks ask of its family.
+    """Check the base, and that its family supports the study's defenses and attacks.
 
     Raises:
-        ModelError: a line for the base, or one for each defense and attack that it is not made for.
+        ModelError: the base can't be used, or one line for each defense and attack that its family does not
+            support.
     """
     families.check_base(config.model)
     base = architecture(config.model)
