@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from gift_ray.config.plugin_choice import PluginMistakes
+from gift_ray.config.plugin_choice import SeveralMistakes
 from gift_ray.config.schema import StudyConfig
 
 
@@ -35,7 +35,7 @@ def mistakes_of(
             continue
         field = ".".join(str(key) for key in item["loc"])
         cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, PluginMistakes):
+        if isinstance(cause, SeveralMistakes):
             for option, message in cause.mistakes:
                 yield f"{field}.{option}" if option else field, message
         else:

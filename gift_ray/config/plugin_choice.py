@@ -18,8 +18,8 @@ from gift_ray.config.part import EachOnce
 Check = Callable[[str, str, dict[str, Any]], list[tuple[str, str]]]
 
 
-class PluginMistakes(ValueError):
-    """Mistakes found inside a plug-in's options: (option, message) pairs."""
+class SeveralMistakes(ValueError):
+    """Mistakes that one check found, as those in a plug-in's options: (option, message) pairs."""
 
     def __init__(self, mistakes: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(message for _, message in mistakes))
@@ -51,7 +51,7 @@ class PluginConfig(BaseModel):
         )
         mistakes = list(dict.fromkeys(m for each in found for m in each))
         if mistakes:
-            raise PluginMistakes(mistakes)
+            raise SeveralMistakes(mistakes)
         return self
 
 

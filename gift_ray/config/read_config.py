@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gift_ray.config.absolute import with_absolute_paths
 from gift_ray.config.dotted_paths import apply_override, settings
@@ -33,6 +33,49 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
         raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
     # From here on the path is absolute, since Ray changes the working directory of its workers.
     return config.model_copy(update={"output_dir": str(resolve_output_dir(config.output_dir))})
+
+
+def right_parts(path: str | Path, overrides: list[str]) -> StudyConfig:
+    """The parts of a study that are right where others are wrong, so that more can be said of them.
+
+    Reading a part that is wrong raises AttributeError. Options of plug-ins are not checked.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    raw = _read_yaml(Path(path))
+    for override in overrides:
+        apply_override(raw, override)
+    raw = _without_unknown_keys(with_absolute_paths(raw))
+    parts: dict[str, Any] = {}
+    wrong = []
+    for name, field in StudyConfig.model_fields.items():
+        if name not in raw and not field.is_required():
+            continue
+        try:
+            part: TypeAdapter[Any] = TypeAdapter(Annotated[cast(Any, field.annotation), field])
+            parts[name] = part.validate_python(raw[name])
+        except (KeyError, ValidationError):
+            wrong.append(name)
+    config = StudyConfig.model_construct(**parts)
+    for name in wrong:
+        vars(config).pop(name, None)
+    return config
+
+
+def _without_unknown_keys(raw: dict[str, Any]) -> dict[str, Any]:
+    """Plain values less the keys that no part of a study has; reported already, they change nothing."""
+    try:
+        StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            if item["type"] == "extra_forbidden":
+                *parents, last = item["loc"]
+                inner: Any = raw
+                for key in parents:
+                    inner = inner[key]
+                del inner[last]
+    return raw
 
 
 def with_values(config: StudyConfig, values: dict[str, Any], *, check: Check) -> StudyConfig:

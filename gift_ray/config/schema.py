@@ -6,6 +6,7 @@ Frozen pydantic models; unknown keys are refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from gift_ray.config.plugin_choice import (
     DefenseConfig,
     DifferentAttacks,
     MetricConfig,
+    SeveralMistakes,
     SourceConfig,
     metrics_differ,
 )
@@ -271,44 +273,55 @@ class StudyConfig(Part):
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _references_resolve(self) -> StudyConfig:
-        measured = [m.title for m in self.evaluation.metrics]
-        if not {"clip_text", "recognition"} & {m.name for m in self.evaluation.metrics}:
-            raise ValueError(
-                "evaluation.metrics needs recognition or clip_text: retention of safe prompts is measured "
-                "by it"
-            )
-        for name in self.scoring.judges or ():
-            if name not in measured:
-                raise ValueError(
-                    f"scoring.judges names {name!r}, which evaluation.metrics does not measure; "
-                    f"measured: {', '.join(measured)}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _gate_is_measured(self) -> StudyConfig:
-        if self.gate.max_kid is not None and all(m.name != "kid" for m in self.evaluation.metrics):
-            raise ValueError("gate.max_kid needs kid among evaluation.metrics; add {name: kid}")
-        return self
-
-    @model_validator(mode="after")
-    def _confirmation_is_fresh(self) -> StudyConfig:
-        if self.confirm is None:
-            return self
-        seen = {s for s in (self.seed, *self.seeds, self.evaluation.seed) if s is not None}
-        stale = seen & {*self.confirm.seeds, self.confirm.seed}
-        if stale:
-            raise ValueError(
-                f"confirm: seed {min(stale)} is one that the search sees; give seeds other than "
-                f"{', '.join(map(str, sorted(seen)))}"
-            )
+    def _parts_fit_together(self) -> StudyConfig:
+        found = [line for check in FITTING for line in check(self)]
+        if found:
+            raise SeveralMistakes([("", line) for line in found])
         return self
 
     @property
     def study_dir(self) -> Path:
         """Absolute folder of this study (Ray changes the working directory of workers)."""
         return resolve_output_dir(self.output_dir) / self.name
+
+
+def judges_are_measured(config: StudyConfig) -> Iterator[str]:
+    """Mistakes of `scoring.judges` and of the metrics that verdicts need."""
+    metrics = config.evaluation.metrics
+    if not {"clip_text", "recognition"} & {metric.name for metric in metrics}:
+        yield (
+            "evaluation.metrics needs recognition or clip_text: retention of safe prompts is measured by it"
+        )
+    measured = [metric.title for metric in metrics]
+    for name in config.scoring.judges or ():
+        if name not in measured:
+            yield (
+                f"scoring.judges names {name!r}, which evaluation.metrics does not measure; "
+                f"measured: {', '.join(measured)}"
+            )
+
+
+def gate_is_measured(config: StudyConfig) -> Iterator[str]:
+    """Mistakes of the gate."""
+    if config.gate.max_kid is not None and all(m.name != "kid" for m in config.evaluation.metrics):
+        yield "gate.max_kid needs kid among evaluation.metrics; add {name: kid}"
+
+
+def confirmation_is_fresh(config: StudyConfig) -> Iterator[str]:
+    """Mistakes of the seeds of the confirmation."""
+    if config.confirm is None:
+        return
+    seen = {s for s in (config.seed, *config.seeds, config.evaluation.seed) if s is not None}
+    stale = seen & {*config.confirm.seeds, config.confirm.seed}
+    if stale:
+        yield (
+            f"confirm: seed {min(stale)} is one that the search sees; give seeds other than "
+            f"{', '.join(map(str, sorted(seen)))}"
+        )
+
+
+# What parts of a study ask of each other; each reads no more parts than it names.
+FITTING = (judges_are_measured, gate_is_measured, confirmation_is_fresh)
 
 
 def resolve_output_dir(output_dir: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gift_ray.config.part import EachOnce, Part, Positive
-from gift_ray.config.plugin_choice import PluginMistakes
+from gift_ray.config.plugin_choice import SeveralMistakes
 from gift_ray.config.searchable import mistake_in_path
 
 
@@ -83,7 +83,7 @@ class SearchConfig(Part):
     def _is_of_the_defense(cls, space: dict[str, Range]) -> dict[str, Range]:
         mistakes = [(path, found) for path in space if (found := mistake_in_path(path))]
         if mistakes:
-            raise PluginMistakes(mistakes)
+            raise SeveralMistakes(mistakes)
         return space
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from gift_ray import plugins
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
-from gift_ray.study.measuring import image_metrics, judges
+from gift_ray.study.measuring import image_metrics
 
 # With fewer neighbours than this, retention says little of what is lost around a concept.
 LEAST_NEIGHBORS = 6
@@ -57,13 +57,15 @@ def remarks(config: StudyConfig) -> list[str]:
 
 def _no_judges(config: StudyConfig) -> Iterator[str]:
     metrics = image_metrics(config.evaluation)
-    for name in config.scoring.judges or ():
+    measured = {metric.title for metric in config.evaluation.metrics}
+    # Names that are not measured at all are refused as the study is read.
+    for name in [name for name in config.scoring.judges or () if name in measured]:
         if name not in metrics or not metrics[name].judges_concepts:
             yield (
                 f"scoring.judges: {name!r} does not judge whether an image shows a concept; give one as "
                 "recognition or clip_image"
             )
-    if not judges(config):
+    if not any(metric.judges_concepts for metric in metrics.values()):
         yield (
             "evaluation.metrics: none judges whether an image shows a concept; add {name: recognition}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from gift_ray import plugins
 from gift_ray.config.dotted_paths import settings, value_at
 from gift_ray.config.plugin_choice import SourceConfig
-from gift_ray.config.read_config import load_config, with_values
-from gift_ray.config.schema import ConceptConfig, StudyConfig
+from gift_ray.config.read_config import load_config, right_parts, with_values
+from gift_ray.config.schema import FITTING, ConceptConfig, StudyConfig
 from gift_ray.config.search_space import Range
 from gift_ray.errors import ConfigError, GiftError
 from gift_ray.models.encoders import locate_encoder
@@ -39,23 +39,76 @@ def load_study(path: str | Path, overrides: list[str], *, searched: bool = False
     Raises:
         ConfigError, DataError, ModelError: all mistakes of the file, and what the machine lacks.
     """
-    config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
+    try:
+        config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
+    except GiftError as error:
+        others = _other_mistakes(path, overrides, searched)
+        more = [line for line in others if not any(line in told for told in error.mistakes)]
+        raise type(error)(*error.mistakes, *more) from error
     require_all(
-        partial(_check_search, config, searched),
         partial(_check_space, config),
         partial(_check_steps, config),
-        partial(check_judging, config),
-        partial(check_base, config),
-        partial(check_prompts, config),
-        *(
-            partial(locate_encoder, role, name)
-            for role, name in config.evaluation.encoders.model_dump().items()
-            if not is_published(role, name)
-        ),
+        *_checks_of_parts(config, searched),
     )
     if config.search and config.search.warm_start:
         earlier_trials(config.search.warm_start, config.search.space, protocol_id(config))
     return config
+
+
+def _checks_of_parts(config: StudyConfig, searched: bool) -> list[Callable[[], object]]:
+    """The checks that read some parts of a study and hold whatever the other parts are."""
+    return [
+        partial(_check_search, config, searched),
+        partial(check_judging, config),
+        partial(check_base, config),
+        partial(check_prompts, config),
+        partial(_check_encoders, config),
+    ]
+
+
+def _other_mistakes(path: str | Path, overrides: list[str], searched: bool) -> list[str]:
+    """The mistakes of the right parts of a study that can't be read, since other parts are wrong.
+
+    A check that reads a wrong part is left for the next time.
+    """
+    found: dict[str, None] = {}
+    try:
+        config = right_parts(path, overrides)
+    except ConfigError:
+        return []
+    if any("{" in c.name for side in _sides(config) for c in side):
+        # Entries that stand for several concepts: what they say is not known before they are taken apart.
+        vars(config).pop("concepts")
+    fitting = [partial(_require_none, mistakes_of, config) for mistakes_of in FITTING]
+    checks: list[Callable[[], object]] = [*fitting, *_checks_of_parts(config, searched)]
+    for check in checks:
+        try:
+            check()
+        except GiftError as error:
+            found |= dict.fromkeys(error.mistakes)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            continue
+    return list(found)
+
+
+def _sides(config: StudyConfig) -> list[tuple[ConceptConfig, ...]]:
+    concepts = getattr(config, "concepts", None)
+    return [concepts.malicious, concepts.safe] if concepts else []
+
+
+def _require_none(check: Callable[[StudyConfig], Iterable[str]], config: StudyConfig) -> None:
+    if mistakes := list(check(config)):
+        raise ConfigError(*mistakes)
+
+
+def _check_encoders(config: StudyConfig) -> None:
+    require_all(
+        *(
+            partial(locate_encoder, role, name)
+            for role, name in config.evaluation.encoders.model_dump().items()
+            if not is_published(role, name)
+        )
+    )
 
 
 def require_all(*checks: Callable[[], object]) -> None:
