@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -53,8 +53,8 @@ def right_parts(path: str | Path, overrides: list[str]) -> StudyConfig:
         if name not in raw and not field.is_required():
             continue
         try:
-            part: TypeAdapter[Any] = TypeAdapter(Annotated[cast(Any, field.annotation), field])
-            parts[name] = part.validate_python(raw[name])
+            kind: Any = Annotated[field.annotation, field]
+            parts[name] = TypeAdapter(kind).validate_python(raw[name])
         except (KeyError, ValidationError):
             wrong.append(name)
     config = StudyConfig.model_construct(**parts)
