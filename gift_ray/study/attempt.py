@@ -46,7 +46,12 @@ def done_once(
 
 def attempt(step: Step, storage: Storage, journal: Journal | None = None) -> GiftError | None:
     """Execute a step. Returns the error if it fails in a way that another attempt would not help."""
-    return _tried(step, storage, lambda: _execute_and_send(step, storage, journal))
+
+    def work() -> None:
+        execute(step, storage.study_dir, journal=journal)
+        storage.send_step(step.folder(storage.study_dir))
+
+    return _tried(step, storage, work)
 
 
 def assist(step: Step, storage: Storage, journal: Journal) -> GiftError | None:
@@ -59,11 +64,6 @@ def assist(step: Step, storage: Storage, journal: Journal) -> GiftError | None:
         step.assist(verified_inputs(step, storage.study_dir), journal)
 
     return _tried(step, storage, work)
-
-
-def _execute_and_send(step: Step, storage: Storage, journal: Journal | None) -> None:
-    execute(step, storage.study_dir, journal=journal)
-    storage.send_step(step.folder(storage.study_dir))
 
 
 def _tried(step: Step, storage: Storage, work: Callable[[], None]) -> GiftError | None:
