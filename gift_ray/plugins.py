@@ -38,7 +38,7 @@ class Plugin(BaseModel, ABC):
     version: ClassVar[int]
 
     def identity(self) -> dict[str, Any]:
-        """Two uses of a plug-in are the same if this is equal: name, version and every option."""
+        """Name, version and all options. Uses of a plug-in with equal identities give equal results."""
         name = type(self).__module__.rpartition(".")[2]
         return {"name": name, "version": self.version, **self.model_dump(mode="json")}
 
@@ -60,7 +60,7 @@ class SourceImage:
 
 
 class Source(Plugin):
-    """Where images come from. `sensitive`: no message may hold a caption of it."""
+    """Where images come from. Captions of a `sensitive` source are never shown in a message."""
 
     sensitive: ClassVar[bool] = False
 
@@ -72,7 +72,7 @@ class Source(Plugin):
         """
 
     def content(self) -> Any:
-        """What the options do not say: the versions or hashes of the files that are read."""
+        """What the images depend on besides the options: versions or hashes of the files that are read."""
         return None
 
     def leftovers(self) -> list[str]:
@@ -84,8 +84,13 @@ class Source(Plugin):
         return False
 
     def concepts(self) -> list[tuple[dict[str, str], dict[str, Any]]] | None:
-        """For a source that stands for every concept of a data set: the words (`name`, `class`) and the
-        options of the source of each. None: the source is of one concept. Raises DataError."""
+        """The concepts, if the source stands for all of a data set; None for a source of one concept.
+
+        Each has its words (`name`, `class`) and the options of its own source.
+
+        Raises:
+            DataError: the data set can't be read, or has no concept that fits.
+        """
         return None
 
 
@@ -115,7 +120,7 @@ class Defense(Plugin):
             safe: D_S.
 
         Raises:
-            UnitFailed: the training left the finite numbers, or collapsed.
+            UnitFailed: the training gave values that are not finite, or the model collapsed.
         """
 
 
@@ -138,9 +143,14 @@ class Attack(Plugin):
 
 @dataclass(frozen=True)
 class MetricContext:
-    """What a metric may look at besides the images: their prompts, the concept's real images, the
-    names or folders of the encoders of the protocol, and what the concept may be taken for (`names`; none
-    where the images belong to no concept)."""
+    """What a metric may use besides the images.
+
+    Attributes:
+        prompts: the prompt of each image.
+        references: real images of the concept.
+        encoders: the names or folders of the protocol's encoders.
+        names: the names by which the concept counts as recognised; none if the images belong to no concept.
+    """
 
     prompts: tuple[str, ...]
     references: tuple[Image.Image, ...]
@@ -151,8 +161,8 @@ class MetricContext:
 class Metric(Plugin):
     """A measure that gives one number for each image.
 
-    `judges_concepts`: it rises with how much an image shows of a concept, so that it can be part of a
-    verdict where the judges' check finds that it reads.
+    A metric with `judges_concepts` is higher the more an image shows of a concept. It may be part of a
+    verdict, unless the judges' check finds it blind.
     """
 
     direction: ClassVar[int]
@@ -162,21 +172,21 @@ class Metric(Plugin):
     judges_concepts: ClassVar[bool] = False
 
     def known_names(self) -> tuple[str, ...] | None:
-        """For a metric that names images: all names that it can give. None: it does not name."""
+        """All names that the metric can give to an image; None for a metric that does not name images."""
         return None
 
     def named_in(self, prompt: str) -> tuple[str, ...]:
-        """For a metric that names images: the name that stands in a prompt; () if there is none."""
+        """The name in a prompt, for a metric that names images; () if there is none."""
         return ()
 
     @abstractmethod
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
-        """One value per image, shape [N]; NaN: unscored."""
+        """One value for each image, shape [N]; NaN for an image that could not be scored."""
 
     def examine(
         self, images: Sequence[Image.Image], context: MetricContext
     ) -> tuple[np.ndarray, list[str] | None]:
-        """`measure`, and for each image the JSON text of what the value was made of, if that is kept."""
+        """The values of `measure`, and for each image what its value was made of as JSON text, or None."""
         return self.measure(images, context), None
 
 
@@ -194,7 +204,7 @@ class SetMetric(Plugin):
         base_images: Sequence[Image.Image],
         context: MetricContext,
     ) -> tuple[float, float]:
-        """(value, standard error) of the whole set; NaN: too few images to tell.
+        """The value of the whole set and its standard error; NaN if there are too few images.
 
         `images[i]` and `base_images[i]` share their prompt and their initial noise.
         """

@@ -1,5 +1,7 @@
-"""What a model is told about the images that it is to draw: its text encoders' output, and whatever else
-its family needs beside it. Only the family (gift_ray/models) knows what the tensors mean."""
+"""The conditioning of a model: the output of its text encoders, and what else its family gives the denoiser.
+
+Only the family (gift_ray/models) knows what the tensors mean.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ Rows = Tensor | Sequence[int] | slice
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditioning of N images: `tokens` [N, L, D], the states of the prompts' tokens that the
-    denoiser attends to, and `others`, more tensors with one row an image, by name."""
+    """The conditioning of N images.
+
+    Attributes:
+        tokens: [N, L, D], the states of the prompts' tokens, to which the denoiser attends.
+        others: further tensors by name, with one row for each image.
+    """
 
     tokens: Tensor
     others: Mapping[str, Tensor]
@@ -29,7 +35,7 @@ class Conditioning:
         return Conditioning(self.tokens[rows], {n: t[rows] for n, t in self.others.items()})
 
     def to(self, target: torch.device | torch.dtype) -> Conditioning:
-        """On a device, or with its floating tensors in a precision."""
+        """A copy on a device, or with its floating-point tensors in a precision."""
         return self._each(
             lambda t: t if isinstance(target, torch.dtype) and not t.is_floating_point()
             else t.to(target)
@@ -51,7 +57,7 @@ class Conditioning:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
-        """What `tensors` gave, picked out of a file's tensors."""
+        """The conditioning whose `tensors` are among those of a file."""
         found = {
             name.removeprefix("conditioning."): tensor
             for name, tensor in tensors.items()
@@ -61,7 +67,7 @@ class Conditioning:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Conditioning]) -> Conditioning:
-        """The rows of several, one after the other."""
+        """One conditioning with the rows of several, one after the other."""
         names = parts[0].others
         return cls(
             torch.cat([part.tokens for part in parts]),

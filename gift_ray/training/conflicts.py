@@ -13,7 +13,7 @@ from gift_ray.training.diffusion import dot
 def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
     """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
     conflict = dot(gradients, other)
-    # One of them overflowed under fp16; its level skips this step.
+    # If a gradient overflowed under fp16, its level skips this step anyway.
     if conflict >= 0 or not conflict.isfinite():
         return list(gradients)
     factor = conflict / dot(other, other).clamp_min(1e-20)
@@ -21,8 +21,11 @@ def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor
 
 
 def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int]) -> list[Tensor]:
-    """The sum of several gradients, from each of which what opposes the others is removed first, one
-    after the other in `order` (PCGrad, Yu et al. 2020, Alg. 1)."""
+    """The sum of several gradients without their conflicts (PCGrad, Yu et al. 2020, Alg. 1).
+
+    From each gradient the components that oppose the others are removed first, one after the other in
+    `order`.
+    """
     projected = []
     for i, gradient in enumerate(gradients):
         left = list(gradient)

@@ -1,5 +1,6 @@
-"""The mathematics of diffusion training: encoded examples, noising, prediction targets, per-sample
-losses, the capture of activations, and explicit randomness. torch only; no model is loaded here.
+"""The mathematics of diffusion training: examples, noising, targets, losses, activations and random streams.
+
+It needs torch alone; no model is loaded here.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded image-caption pairs, as training sees them.
+    """Pairs of image and caption, encoded for training.
 
-    Shapes: `latents_mean` and `latents_std` [N, C, h, w] (the VAE posterior, scaled); `conditioning`
-    has N rows, made of `captions`. `keys` name each image for ever (content hashes).
+    Attributes:
+        latents_mean, latents_std: [N, C, h, w], the VAE's posterior in the denoiser's units.
+        conditioning: N rows, made from `captions`.
+        keys: the content hash of each image, which names it everywhere.
     """
 
     latents_mean: Tensor
@@ -54,7 +57,7 @@ class Examples:
         return len(self.keys)
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
-        """Draw `size` examples with replacement-free shuffling (repeating only when size > N)."""
+        """Draw `size` examples without replacement; above N, all are repeated about equally often."""
         order = [
             torch.randperm(len(self), generator=generator) for _ in range(-(-size // len(self)))
         ]
@@ -68,7 +71,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Batch:
-    """latents [B, C, h, w], their conditioning of B rows, and the images' keys and captions."""
+    """One batch: latents [B, C, h, w], their conditioning of B rows, and the images' keys and captions."""
 
     latents: Tensor
     conditioning: Conditioning
@@ -91,10 +94,10 @@ class Batch:
 def balanced_batch(
     sets: Sequence[Examples], size: int, generator: torch.Generator
 ) -> tuple[Batch, list[list[int]]]:
-    """A batch that takes the concepts in turn, however many images each has, and the rows of each one.
+    """A batch with equally many images of each concept, and the rows of each concept in it.
 
-    The turn begins at a random concept, so that a batch smaller than the number of concepts favours
-    none. One concept: its own `batch`, bit for bit.
+    The concepts are taken in turn, beginning at a random one, so that a batch that is smaller than the number
+    of concepts favours none. For a single concept this is its own `batch`, bit for bit.
     """
     first = int(torch.randint(len(sets), (), generator=generator)) if len(sets) > 1 else 0
     turns = [(first + i) % len(sets) for i in range(size)]
@@ -133,7 +136,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
 def prediction_target(
     kind: PredictionType, latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    """What the denoiser is trained to output: eps, v = sqrt(a) eps - sqrt(1-a) x_0, or x_0."""
+    """The output that the denoiser is trained to give: eps, v = sqrt(a) eps - sqrt(1-a) x_0, or x_0."""
     if kind == "epsilon":
         return noise
     if kind == "sample":
@@ -143,12 +146,12 @@ def prediction_target(
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, [B, ...] -> [B]; the caller reduces."""
+    """The mean squared error of each sample, [B, ...] -> [B]; the caller takes the mean over samples."""
     return (full(prediction) - full(target)).square().flatten(1).mean(1)
 
 
 def full(tensor: Tensor) -> Tensor:
-    """At least single precision: half types are widened, doubles stay."""
+    """The tensor in single precision or above: half types are widened, doubles stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -1,6 +1,7 @@
-"""What every attack shares: train some parameters of a copy of the released model on D_A, and show
-the model along the way. An attack says which parameters, and what a step's loss is. A defense that
-simulates an attacker builds the same `Attacker`.
+"""The common base of all attacks: they train some parameters of a copy of the released model on D_A.
+
+The model is shown at several steps on the way. Each attack says which parameters it trains, and what the loss
+of a step is. A defense that simulates an attacker builds the same `Attacker`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ from gift_ray.training.schedules import Schedule, schedule
 
 @dataclass(frozen=True)
 class Trainee:
-    """What an attack trains: a model, its trained parameters by name (of the denoiser, of an adapter, or
-    rows of a token embedding), and the scalar loss of a batch of examples drawn from a generator."""
+    """What an attack trains.
+
+    Attributes:
+        model: the copy of the released model.
+        parameters: the trained ones by name: of the denoiser, of an adapter, or rows of a token embedding.
+        loss: the scalar loss of a batch that is drawn from some examples by a generator.
+    """
 
     model: Backbone
     parameters: dict[str, nn.Parameter]
@@ -38,8 +44,11 @@ class Trainee:
 
 @dataclass(frozen=True)
 class Attacker:
-    """An attack that is under way: one optimizer, one step at a time, on the concept and, if the attacker
-    brings them, on benign images. `rate` is the share of the learning rate that a step takes."""
+    """An attack in progress, which takes one step at a time with one optimizer.
+
+    It trains on the concept and, if the attacker brings them, on benign images. `rate` gives the factor of
+    the learning rate at each step.
+    """
 
     trainee: Trainee
     level: Level
@@ -50,8 +59,11 @@ class Attacker:
     retain_weight: float = 0.0
 
     def loss(self, index: int, generator: torch.Generator) -> Tensor:
-        """What step `index` descends, a scalar: the concept's loss and the weighted loss of the benign
-        images; in the first `benign_steps` the latter alone."""
+        """The loss of step `index`, a scalar.
+
+        It is the loss of the concept plus the weighted loss of the benign images; in the first `benign_steps`
+        it is that of the benign images alone.
+        """
         if self.benign and index < self.benign_steps:
             return self.trainee.loss(self.benign, generator)
         loss = self.trainee.loss(self.concept, generator)
@@ -60,17 +72,17 @@ class Attacker:
         return loss
 
     def step(self, index: int, generator: torch.Generator) -> dict[str, float]:
-        """Descend the loss once, on batches drawn from `generator`; returns what is logged of it."""
+        """Take one step down the loss, on batches drawn from `generator`; returns the values to log."""
         loss = self.loss(index, generator)
         norm = self.level.step(self.level.gradients(loss), self.rate(index))
         return {"loss": loss.item(), "grad_norm": norm}
 
 
 class FineTuning(Attack):
-    """The loop of the diffusers training scripts: AdamW, a constant learning rate, clipped gradients.
+    """The training loop of the diffusers scripts: AdamW, a constant learning rate, clipped gradients.
 
-    The other options are for attackers who know that a defense is there. Benign images are the attacker's
-    own: an attack is given weights and D_A, nothing of the defender's.
+    The other options are for attackers who know that the model is defended. Benign images come from the
+    attacker, since an attack is given the weights and D_A and nothing of the defender's.
     """
 
     learning_rate: float = Field(gt=0)
@@ -117,7 +129,7 @@ class FineTuning(Attack):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """With what the benign images are, instead of where they lie."""
+        """The identity contains the content of the benign images instead of their path."""
         source = self._source
         benign = {**source.identity(), "content": source.content()} if source else None
         return super().identity() | {"benign_source": benign}
@@ -137,7 +149,7 @@ class FineTuning(Attack):
     def attack_on(
         self, trainee: Trainee, concept: Examples, benign: Examples | None = None
     ) -> Attacker:
-        """This attack's optimizer and schedule on whatever is to be trained."""
+        """This attack's optimizer and schedule, applied to some other trainee."""
         level = Level(
             trainee.parameters, optimizer=self.optimizer, learning_rate=self.learning_rate,
             weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
@@ -148,14 +160,14 @@ class FineTuning(Attack):
         )
 
     def rate(self, index: int) -> float:
-        """The share of the learning rate that a step takes."""
+        """The factor of the learning rate at a step."""
         scheduled = schedule(
             self.lr_scheduler, index, warmup=self.lr_warmup_steps, steps=self.max_train_steps
         )
         return scheduled * (self.burst_rate if index < self.burst_steps else 1.0)
 
     def evaluation_steps(self) -> tuple[int, ...]:
-        # Where there is room for one alone, it is the last.
+        # If only one step besides 0 is wanted, it is the last.
         last = self.max_train_steps
         first = max(1, last / 8) if self.num_evaluations > 2 else last
         spaced = np.geomspace(first, last, self.num_evaluations - 1)
@@ -167,7 +179,7 @@ class FineTuning(Attack):
         attacker = self.attacker(model, concept, seeds)
 
         def step(index: int) -> dict[str, float]:
-            # Every draw is named by its step: a resumed attack sees the same batches.
+            # The generator depends on the step, so that a resumed attack draws the same batches.
             return attacker.step(index, seeds.generator("attack", index + 1))
 
         levels = {"attacker": attacker.level}
@@ -180,8 +192,12 @@ class FineTuning(Attack):
         self, model: Backbone, examples: Examples, generator: torch.Generator,
         *, read: bool = False,
     ) -> Tensor:  # fmt: skip
-        """The denoising loss of one drawn batch, a scalar. `read`: its captions pass the text
-        encoder now, with gradients, instead of the conditioning that was computed once."""
+        """The denoising loss of one drawn batch, a scalar.
+
+        Args:
+            read: whether the captions pass the text encoder now, with gradients, instead of using the
+                conditioning that was computed beforehand.
+        """
         batch = examples.batch(self.train_batch_size, generator)
         noise, times = model.draw(self.train_batch_size, generator)
         if self.caption_dropout:
@@ -198,7 +214,7 @@ class FineTuning(Attack):
     def _with_dropped_captions(
         self, model: Backbone, batch: Batch, generator: torch.Generator
     ) -> Batch:
-        """A batch in which some captions are the empty one, as in classifier-free guidance's training."""
+        """The batch with some captions replaced by "", as in training for classifier-free guidance."""
         dropped = (torch.rand(len(batch), generator=generator) < self.caption_dropout).tolist()
         captions = tuple("" if d else c for d, c in zip(dropped, batch.captions, strict=True))
         null = model.condition([""])

@@ -1,5 +1,7 @@
-"""The training loop that attacks and defenses share: optimizers over groups of parameters (`Level`),
-steps that are logged, checked and saved (`training`, `train`), and continuing where a run was stopped.
+"""The training loop that attacks and defenses share.
+
+A `Level` is an optimizer over a group of parameters. `training` and `train` call a step again and again, log
+and check its values, save checkpoints, and continue where an earlier run was stopped.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from gift_ray.training.diffusion import global_norm
 logger = logging.getLogger(__name__)
 
 OptimizerName = Literal["adamw", "sgd"]
-# What a step may log about its gradients. Under fp16 these overflow now and then without harm: the
-# level skips that step and lowers its loss scale.
+# The beginnings of the names under which a step logs values of its gradients. Under fp16 these may overflow
+# now and then without harm, since the level skips such a step and lowers its loss scale.
 OF_GRADIENTS = ("grad_norm", "cosine")
 
 
 class Report(Protocol):
-    """How a long step tells what it does, and how it survives being killed."""
+    """The interface by which a long step logs its values, and saves and loads checkpoints."""
 
     def log(self, step: int, **values: float) -> None:
-        """Keep training diagnostics of one step (plain floats)."""
+        """Log the values of one training step."""
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Offer the complete state after `step` steps; written when a checkpoint is due."""
+        """Offer the complete state after `step` steps. It is written when a checkpoint is due."""
 
     def load(self) -> dict[str, Any] | None:
         """The state to continue from, or None at the beginning."""
@@ -41,8 +43,10 @@ class Report(Protocol):
 
 @dataclass
 class LossScale:
-    """The factor that keeps small fp16 gradients above zero, adapted as torch.amp.GradScaler does: halved
-    when the gradients overflow, doubled after `INTERVAL` steps without an overflow."""
+    """The factor that keeps small fp16 gradients above zero, adapted as in torch.amp.GradScaler.
+
+    It is halved when the gradients overflow, and doubled after `INTERVAL` steps without an overflow.
+    """
 
     INTERVAL = 2000
 
@@ -64,13 +68,13 @@ class Level:
     """One optimizer over one group of parameters: an inner or outer level, or an attacker.
 
     Args:
-        parameters: name -> parameter; kept in fp32 (bf16 steps would vanish).
-        learning_rate: above 0; `step` may scale it for a step.
-        max_grad_norm: gradients are clipped to it; None: no clipping.
-        fp16: scale the loss, as fp16 autocast needs.
+        parameters: the parameters by name, in fp32, since small steps would be lost in bf16.
+        learning_rate: above 0; each step may scale it.
+        max_grad_norm: the norm to which gradients are clipped; None turns clipping off.
+        fp16: whether to scale the loss, as fp16 autocast needs.
 
     Raises:
-        ValueError: for an empty group (a selector that matches nothing must not pass silently).
+        ValueError: the group is empty, so that nothing would be trained.
     """
 
     def __init__(
@@ -99,9 +103,13 @@ class Level:
         self.loss_scale = LossScale() if fp16 else None
 
     def gradients(self, loss: Tensor, at: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        """Gradients of a scalar loss on this level's parameters only, unscaled. `at`: on these tensors
-        instead, which stand for the parameters of the same names (a first-order meta-gradient is taken
-        at a simulated attacker's weights, and applied to the released ones)."""
+        """The gradients of a scalar loss by this level's parameters alone, without the loss scale.
+
+        Args:
+            at: tensors with respect to which the gradients are taken instead, by the names of the parameters.
+                A first-order meta-gradient is taken at the weights of a simulated attacker, and applied to
+                the released weights.
+        """
         values = [(at or self.parameters)[name] for name in self.parameters]
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         scaled = torch.autograd.grad(
@@ -113,8 +121,13 @@ class Level:
         ]
 
     def step(self, gradients: Sequence[Tensor], rate: float = 1.0) -> float:
-        """Clip, update at `rate` times the learning rate, forget the gradients. Under fp16 an overflow
-        skips the update. Returns the gradients' norm before clipping."""
+        """Clip the gradients and update the parameters; returns the norm of the gradients before clipping.
+
+        Under fp16 an overflow skips the update.
+
+        Args:
+            rate: the factor of the learning rate.
+        """
         values = list(self.parameters.values())
         norm = global_norm(gradients)
         if self.loss_scale and not self.loss_scale.accepts(norm):
@@ -140,11 +153,11 @@ class Level:
         }
 
     def load_state(self, saved: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         tensors = saved.get("optimizer", {})
         for name, parameter in self.parameters.items():
             if name in tensors:
-                # A fused optimizer wants its state, the step count included, beside the parameter.
+                # A fused optimizer needs its state, including the step count, on the parameter's device.
                 state = {key: value.to(parameter.device) for key, value in tensors[name].items()}
                 self.optimizer.state[parameter] = state
         if self.loss_scale:
@@ -155,16 +168,16 @@ def training(
     step: Callable[[int], dict[str, float]], steps: int, levels: Mapping[str, Level], report: Report,
     *, advice: str,
 ) -> Iterator[int]:  # fmt: skip
-    """Train: call `step(index)` for each index below `steps`, from where the report's last checkpoint
-    stopped. Every random draw must be named by the index, so that there is no generator state to keep.
+    """Call `step(index)` for each index below `steps`, beginning where the last checkpoint was saved.
 
-    Yields the number of steps that are done: 0 at a fresh beginning, then after each step, before its
-    checkpoint is offered (what is kept of the model then travels with that checkpoint).
+    Every random draw of a step must depend on its index alone, so that no state of a generator has to be
+    kept. Yields the number of steps that are done: 0 at a new beginning, then after each step and before its
+    checkpoint is offered, so that results which the caller keeps at this point become part of the checkpoint.
 
     Args:
-        step: does one step with `levels` and returns what is logged of it.
-        levels: what is trained, by name. Parameters of several levels that are the same share a name.
-        advice: the last words of the error message, as "lower learning_rate".
+        step: does one step with `levels` and returns the values to log.
+        levels: the optimizers by name. A parameter that is in several levels has the same name in each.
+        advice: the end of the error message, such as "lower learning_rate".
 
     Raises:
         UnitFailed: a logged value is not finite.
@@ -190,7 +203,7 @@ def train(
     step: Callable[[int], dict[str, float]], steps: int, levels: Mapping[str, Level], report: Report,
     *, advice: str,
 ) -> None:  # fmt: skip
-    """`training` to its end."""
+    """Run `training` to its end."""
     deque(training(step, steps, levels, report, advice=advice), maxlen=0)
 
 
@@ -198,7 +211,7 @@ def train(
 def _restore(
     state: dict[str, Any] | None, weights: Mapping[str, Tensor], levels: Mapping[str, Level]
 ) -> int:
-    """Put a checkpoint back, if there is one; returns the number of steps done."""
+    """Restore a checkpoint, if there is one; returns the number of steps that are done."""
     if state is None:
         return 0
     for name, parameter in weights.items():

@@ -1,4 +1,4 @@
-"""What immunization does to the denoising error of the malicious images: raise it, by one of several laws."""
+"""L_max, the loss that raises the denoising error of the malicious images, in several forms."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MaxLoss = Literal["negative", "hinge", "log"]
 
 
 def max_loss(mse: Tensor, kind: MaxLoss, margin: float) -> Tensor:
-    """L_max from the per-sample denoising errors [B] -> [B].
+    """L_max of each sample, from the denoising errors: [B] -> [B].
 
-    `negative` is Eq. 5, unbounded below; `hinge` max(0, margin - mse) stops at the margin; `log`
-    -log(1 + mse) slows down.
+    `negative` is -mse (GIFT, Eq. 5), which is unbounded below; `hinge` is max(0, margin - mse), which stops
+    at the margin; `log` is -log(1 + mse), which falls more and more slowly.
     """
     if kind == "negative":
         return -mse

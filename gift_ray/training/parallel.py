@@ -1,6 +1,6 @@
-"""Several workers on one training: each takes its rows of every batch, and the gradients add up to those
-of the whole. Outside a process group all of this is the identity. The only file that knows
-torch.distributed.
+"""Data-parallel training: each worker takes its rows of every batch, and the gradients are summed.
+
+Outside a process group these functions return what they are given. No other file uses torch.distributed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def workers() -> tuple[int, int]:
 
 
 def share(rows: Sequence[int]) -> list[int]:
-    """This worker's part of some rows of a batch that every worker drew alike; may be empty."""
+    """This worker's part of the rows of a batch that every worker drew alike; it may be empty."""
     rank, count = workers()
     return list(rows[rank::count])
 
@@ -34,7 +34,7 @@ def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def mean_of(values: Mapping[str, float], rows: int) -> dict[str, float]:
-    """Means over the rows of all workers, from each one's means over its own `rows`; NaN stays NaN."""
+    """Means over the rows of all workers, from the means of each over its own `rows`. NaN stays NaN."""
     _, count = workers()
     if count == 1:
         return dict(values)

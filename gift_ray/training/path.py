@@ -1,4 +1,4 @@
-"""The straight line between the released weights and the base's: an attacker's training leads back on it."""
+"""The line between the released weights and the base's, along which an attacker's training leads back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gift_ray.models.backbone import Backbone
 
 @contextmanager
 def on_the_way(model: Backbone, base: Backbone, share: float) -> Iterator[None]:
-    """Within the block the model's weights are theta + share (theta_0 - theta), theta_0 the base's."""
+    """Within the block the model's weights are theta + share (theta_0 - theta); theta_0 are the base's."""
     if share == 0:
         yield
         return

@@ -1,5 +1,7 @@
-"""Prior preservation, the inner level of several defenses: what keeps the released model able to draw and
-to learn what is safe."""
+"""Prior preservation, the inner level of several defenses.
+
+It keeps the released model able to draw safe images, and to learn safe concepts.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ PriorLoss = Literal["denoising", "distillation"]
 
 @dataclass(frozen=True)
 class Preservation:
-    """L_prior on batches of D_S: Eq. 9, or the distance to the base's own predictions. A share
-    `caption_dropout` of the images comes without its caption."""
+    """L_prior on batches of D_S: GIFT's Eq. 9, or the distance to the base's own predictions.
+
+    `caption_dropout` is the share of images that get the empty caption instead of their own.
+    """
 
     kind: PriorLoss
     base: Backbone
@@ -40,7 +44,7 @@ class Preservation:
         return batch, times, noise
 
     def loss(self, model: Backbone, batch: Batch, times: Tensor, noise: Tensor) -> Tensor:
-        """L_prior of the model on what was drawn, a scalar."""
+        """L_prior of the model on a batch of `draw`, a scalar."""
         if self.kind == "distillation":
             return distillation_loss(model, self.base, batch, times, noise)
         return prior_loss(model, batch, times, noise)
@@ -54,8 +58,10 @@ def prior_loss(model: Backbone, batch: Batch, times: Tensor, noise: Tensor) -> T
 def distillation_loss(
     model: Backbone, base: Backbone, batch: Batch, times: Tensor, noise: Tensor
 ) -> Tensor:
-    """E || eps_theta(x_t, c_s, t) - eps_theta_0(x_t, c_s, t) ||^2, theta_0 the base: 0 where the model
-    still predicts what the base does. A scalar."""
+    """The distillation loss E || eps_theta(x_t, c_s, t) - eps_theta_0(x_t, c_s, t) ||^2, a scalar.
+
+    theta_0 is the base. The loss is 0 if the model still predicts what the base does.
+    """
     latents, noise, times = (t.to(model.device) for t in (batch.latents, noise, times))
     noisy = model.add_noise(latents, noise, times)
     with torch.no_grad():

@@ -1,5 +1,7 @@
-"""Representation noising, L_noise of Eq. 7: the activations that the malicious images leave in the
-network are pulled to noise, layer by layer."""
+"""Representation noising, L_noise of GIFT's Eq. 7.
+
+The activations of the malicious images are pulled towards noise, layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,23 @@ from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, full, p
 
 NoiseKind = Literal["sample", "frozen"]
 NoiseDistance = Literal["mse", "mmd"]
-# The mmd takes this many of a layer's positions at most, drawn anew each time: its cost grows with their
-# number's square.
+# The maximum mean discrepancy takes at most this many positions of a layer, drawn anew each time, since its
+# cost grows with the square of their number.
 MMD_POSITIONS = 256
 
 
 @dataclass(frozen=True)
 class NoiseTarget:
-    """The eps_m^(j) of Eq. 7: what the activations of D_M are pulled to.
+    """The noise eps_m^(j) of Eq. 7, towards which the activations of D_M are pulled.
 
-    `sample`: fresh noise with the mean and variance of the current activation, as the paper writes.
-    `frozen`: noise with the base's per-channel mean and deviation, fixed for each image and layer,
-    the error divided by the base's variance. In expectation the first's gradient only shrinks an
-    activation; in a real unet, whose layers share weights, both shrink and both take away what
-    the activation says, the first more of it (docs/LOG.md).
-
-    `distance` is Eq. 7's mean squared error, which pulls each element to its own noise, or `mmd`, which
-    pulls the distribution of an activation's positions to that of the noise.
+    Attributes:
+        kind: `sample`, new noise at each step with the mean and variance of the current activation, as the
+            paper writes; or `frozen`, noise that is fixed for each image and layer, with the base's mean and
+            deviation of each channel, where the error is divided by the base's variance. In expectation the
+            gradient of `sample` only shrinks an activation. In a real unet, whose layers share weights, both
+            kinds shrink activations and both remove information from them, `sample` more of it (docs/LOG.md).
+        distance: `mse`, the mean squared error of Eq. 7, which pulls each element to its own noise; or `mmd`,
+            which pulls the distribution of an activation's positions to that of the noise.
     """
 
     kind: NoiseKind
@@ -46,7 +48,7 @@ class NoiseTarget:
         cls, kind: NoiseKind, which: NoiseLayers, base: Backbone, d_m: Examples, seeds: Seeds,
         distance: NoiseDistance = "mse",
     ) -> NoiseTarget:  # fmt: skip
-        """Measure the base's statistics per channel over all of D_M, a few timesteps each."""
+        """Measure the base's statistics of each channel over all of D_M, at a few times for each image."""
         totals: dict[str, list[Tensor]] = {}
         for index in range(4):
             generator = seeds.generator("noise-statistics", index)
@@ -63,8 +65,12 @@ class NoiseTarget:
         self, activations: dict[str, Tensor], keys: tuple[str, ...], seeds: Seeds, index: int,
         rows: Sequence[int],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The terms of Eq. 7, one scalar for each layer j: means over `rows`, whose activations these
-        are, of the batch with `keys`."""
+        """The terms of Eq. 7, one scalar for each layer j, as means over rows of a batch.
+
+        Args:
+            keys: those of the whole batch.
+            rows: the rows of the batch to which the activations belong.
+        """
         mine, found = tuple(keys[i] for i in rows), {}
         for name, z in activations.items():
             if self.kind == "sample":
@@ -76,7 +82,7 @@ class NoiseTarget:
                 found[name] = per_sample_mse(*pair).mean()
             else:
                 generator = seeds.generator(f"positions/{name}", index)
-                # Frozen pairs have their channels first already.
+                # In frozen pairs the channels already come first.
                 now, noise = map(_channels_first, pair) if self.kind == "sample" else pair
                 found[name] = mmd_loss(now, noise, generator).mean()
         return found
@@ -126,9 +132,11 @@ def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size:
 
 
 def mmd_loss(z: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """The distance of RepNoise (Rosati et al., NeurIPS 2024) for each sample, [B, C, P] twice -> [B], with
-    the positions of one image as the set, so that a batch of one has a meaning: `mmd` of P vectors of
-    C channels, or of MMD_POSITIONS of them, drawn from the generator."""
+    """The distance of RepNoise (Rosati et al., NeurIPS 2024) for each sample, [B, C, P] twice -> [B].
+
+    The positions of one image are the set, so that a batch of one image has a meaning: it is the `mmd` of P
+    vectors with C channels, or of MMD_POSITIONS of them, drawn from the generator.
+    """
     kept = torch.randperm(z.shape[2], generator=generator)[:MMD_POSITIONS].to(z.device)
     pairs = zip(full(z)[:, :, kept].mT, full(noise)[:, :, kept].mT, strict=True)
     return torch.stack([mmd(x, y) for x, y in pairs])

@@ -1,5 +1,4 @@
-"""How the learning rate changes during a training: the schedules of diffusers' `get_scheduler`, under its
-names, as functions of the step."""
+"""Schedules of the learning rate as functions of the step, under the names of diffusers' `get_scheduler`."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
 def schedule(name: Schedule, index: int, *, warmup: int, steps: int) -> float:
-    """The share of the learning rate that step `index` of `steps` takes; index 0 is the first.
+    """The factor of the learning rate at step `index` of `steps`; the first step has index 0.
 
-    All but `constant` rise linearly from 0 over the first `warmup` steps; then `linear` falls to 0 in a
-    straight line, `cosine` along half a cosine.
+    All schedules except `constant` rise linearly from 0 over the first `warmup` steps. Then `linear` falls to
+    0 in a straight line, and `cosine` along half a cosine.
     """
     if name == "constant":
         return 1.0
@@ -28,7 +27,10 @@ def schedule(name: Schedule, index: int, *, warmup: int, steps: int) -> float:
 
 
 def falling(index: int, rounds: int, share: float) -> float:
-    """The factor of the learning rates in round `index`: 1, then over the last `share` of the rounds in
-    a straight line towards 0, which it would reach at round `rounds`."""
+    """The factor of the learning rates in round `index`.
+
+    It is 1 at first. Over the last `share` of the rounds it falls in a straight line, and would be 0 at round
+    `rounds`.
+    """
     first = rounds * (1 - share)
     return 1.0 if index <= first else (rounds - index) / (rounds - first)
