@@ -1,6 +1,8 @@
-"""DreamBooth (Ruiz et al. 2022): fine-tune the whole denoiser, and the text encoders if asked for, on a few
-images of one concept. Defaults follow diffusers' train_dreambooth.py: AdamW, constant learning rate
-5e-6, weight decay 1e-2, gradient norm 1.0."""
+"""DreamBooth (Ruiz et al. 2022): fine-tuning of the whole denoiser on a few images of one concept.
+
+The text encoders are trained as well if the option says so. Defaults follow diffusers' train_dreambooth.py:
+AdamW, constant learning rate 5e-6, weight decay 1e-2, gradient norm 1.0.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,11 @@ from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class DreamBooth(FineTuning):
-    """With prior preservation, the attacked model first draws the class images that it is then held
-    to: the attacker has no other model."""
+    """Trains all weights of the denoiser.
+
+    With prior preservation the attacked model itself draws the class images, since the attacker has no other
+    model.
+    """
 
     version: ClassVar[int] = 1
 
@@ -65,8 +70,10 @@ class DreamBooth(FineTuning):
         return loss + self.prior_loss_weight * prior
 
     def _class_images(self, model: Backbone, seeds: Seeds) -> Examples:
-        """Drawn as the script does, under the pipeline's default guidance. A resumed attack draws them
-        again: the same ones."""
+        """The class images, drawn with the pipeline's default guidance as in diffusers' script.
+
+        A resumed attack draws the same images again.
+        """
         captions = [str(self.class_prompt)] * self.num_class_images
         images = model.generate(
             captions,

@@ -1,6 +1,8 @@
-"""Full fine-tuning on captioned images, the attack of ResAlign and Meta-Unlearning. Mirrors diffusers'
-train_text_to_image.py without EMA; defaults of its README: learning rate 1e-5, batches of 4. It takes
-the same step as DreamBooth without prior preservation; what differs is the recipe."""
+"""Full fine-tuning on captioned images, the attack of ResAlign and Meta-Unlearning.
+
+It follows diffusers' train_text_to_image.py without EMA, with the defaults of its README: learning rate 1e-5,
+batches of 4. Its step is the same as DreamBooth's without prior preservation; only the recipe differs.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""LoRA (Hu et al. 2021): train low-rank updates of the denoiser's attention. Mirrors diffusers'
-train_dreambooth_lora.py; defaults of its README: learning rate 1e-4, 500 steps; of the script: rank 4,
-lora_alpha = rank, no dropout."""
+"""LoRA (Hu et al. 2021): training of low-rank updates of the denoiser's attention.
+
+It follows diffusers' train_dreambooth_lora.py, with the defaults of its README (learning rate 1e-4, 500
+steps) and of the script (rank 4, lora_alpha = rank, no dropout).
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,7 @@ class LoRA(FineTuning):
 
     def loss(self, model: Backbone, examples: Examples, generator: torch.Generator) -> Tensor:
         """The denoising loss of one batch, with the adapter's dropout, a scalar."""
-        # Dropout uses torch's global generator, which gets this step's seed here and its old state back
-        # after.
+        # Dropout uses torch's global generator, which is seeded for this step here, and restored afterwards.
         where = model.device
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())

@@ -1,7 +1,10 @@
-"""Textual inversion (Gal et al. 2022): learn the embedding of one new word; denoiser and text encoder
-stay as they are. Mirrors diffusers' textual_inversion.py; defaults of its README: 3000 steps, batches of 4,
-learning rate 5e-4 times the batch (--scale_lr); no clipping. The captions are D_A's own instead of the
-script's templates, and only the new rows are in the optimizer instead of the whole vocabulary."""
+"""Textual inversion (Gal et al. 2022): learning the embedding of one new word.
+
+Denoiser and text encoder stay as they are. It follows diffusers' textual_inversion.py, with the defaults of
+its README: 3000 steps, batches of 4, learning rate 5e-4 times the batch size (--scale_lr), no clipping. Other
+than in the script, the captions are those of D_A instead of templates, and the optimizer holds the new rows
+alone instead of the whole vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,7 @@ from gift_ray.training.finetuning import FineTuning, Trainee
 
 
 class TextualInversion(FineTuning):
-    """`placeholder_token` becomes a word of `num_vectors` learnt rows wherever a caption or a later
-    prompt has it."""
+    """Makes `placeholder_token` a word with `num_vectors` learnt rows, in captions and in later prompts."""
 
     version: ClassVar[int] = 1
 

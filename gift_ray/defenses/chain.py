@@ -1,9 +1,10 @@
-"""Several defenses, one after the other: [esd, imma], [gift, post_immunization], ... Each is given the
-model that the one before it released; written as
+"""Several defenses one after the other, such as [esd, imma] or [gift, post_immunization].
+
+Each is given the model that the one before it made. A study writes
 
     defense: {name: chain, defenses: [{name: esd, train_method: esd-u}, {name: gift, beta: 0.3}]}
 
-A search reaches a member's options as `defense.defenses.1.beta`.
+and a search reaches the options of a member by paths such as `defense.defenses.1.beta`.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ class Chain(Defense):
 
 @dataclass
 class MemberReport:
-    """A member's view of the chain's report: its steps count on from those before it, and its
-    checkpoints carry the model that it was given. `start` and `done` are steps of the chain."""
+    """The report that a member of the chain gets instead of the chain's own.
+
+    It counts the member's steps on from those of the members before it, and adds the model that the member
+    was given to its checkpoints. `start` and `done` are steps of the chain.
+    """
 
     report: Report
     member: int
@@ -94,6 +98,5 @@ class MemberReport:
 
 
 def _seeds_of(seeds: Seeds, index: int) -> Seeds:
-    """A stream of its own for each member; the first one keeps the chain's, so that a chain and its
-    first defense alone differ by nothing but what comes after."""
+    """The random streams of a member. The first one has the chain's, as if it were trained alone."""
     return Seeds(seeds.generator("member", index).initial_seed()) if index > 0 else seeds

@@ -1,4 +1,4 @@
-"""A finished model of somebody else, to be attacked and scored like our own."""
+"""Somebody else's finished model as a defense, so that it is attacked and scored like our own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gift_ray.training.loop import Report
 
 
 class Checkpoint(Defense):
-    """Hands back the base with the checkpoint's denoiser; reads no data."""
+    """Returns the base with the checkpoint's denoiser; reads no data."""
 
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False

@@ -1,5 +1,8 @@
-"""A negative control: a model that was damaged at random. It draws everything worse, and so nothing is shown
-by what it draws of the concept: a verdict that calls it resistant measures harm, not immunity."""
+"""A negative control: a model that is damaged at random.
+
+It draws everything worse, the concept like all else. A verdict that calls it resistant measures damage, not
+immunity.
+"""
 
 from __future__ import annotations
 

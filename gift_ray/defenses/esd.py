@@ -1,5 +1,8 @@
-"""ESD (Gandikota et al., ICCV 2023, arXiv 2303.07345): erase a concept by its words. The model learns
-to predict, when asked for the concept, what the frozen base predicts when steered away from it."""
+"""ESD (Gandikota et al., ICCV 2023, arXiv 2303.07345): erases a concept by its words.
+
+When asked for the concept, the model learns to predict what the frozen base predicts when it is steered away
+from it.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ GROUPS: dict[str, ParameterGroup] = {
 
 
 class Esd(Defense):
-    """Erasure; an attacker's fine-tuning is not looked at, nor D_S.
+    """Erases a concept. It does not simulate an attacker, and does not read D_S.
 
-    `esd-x` is for what is called by name (styles), `esd-u` for what must go everywhere (nudity,
-    objects). `negative_guidance` is the paper's eta; the authors' later code writes eps(c) - eta' (eps(c)
-    - eps(null)), so that its eta' is this eta + 1 (its default 2 is the paper's 1).
+    `esd-x` is meant for concepts that prompts name (styles), `esd-u` for those that must not be drawn at all
+    (nudity, objects). `negative_guidance` is the paper's eta; the authors' later code writes eps(c) - eta'
+    (eps(c) - eps(null)), so that its eta' is this eta + 1 (its default 2 is the paper's 1).
 
     `max_train_steps` counts optimizer steps; an on-policy step also costs up to 2 num_inference_steps
     predictions without gradient.

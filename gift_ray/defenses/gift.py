@@ -1,12 +1,13 @@
-"""GIFT (Abdalla et al., arXiv 2507.13598), Algorithm 1: alternate, persistently, an inner step of
-prior preservation over the whole denoiser (alpha_inner, D_S) and an outer step of immunization over the
-cross-attention parameters psi (alpha_outer, D_M). The defaults are our best; `gift_paper` is the
-paper's letter.
+"""GIFT (Abdalla et al., arXiv 2507.13598), Algorithm 1.
+
+It alternates an inner step of prior preservation over the whole denoiser (alpha_inner, D_S) with an outer
+step of immunization over the cross-attention parameters psi (alpha_outer, D_M). Both update the same weights,
+and nothing is rolled back. The defaults are those that measured best; `gift_paper` follows the paper exactly.
 
 Two options go beyond the paper. `path` takes the outer gradient at a random point between the released
-weights and the base's: an attacker's training leads back towards the base, where the concept still
-lives, so the way there must be blocked as well. `prior_loss: distillation` holds the released model to
-the base's own predictions on D_S.
+weights and the base's. The training of an attacker leads back towards the base, which still knows the
+concept, so the way there is blocked as well. `prior_loss: distillation` keeps the released model near the
+base's own predictions on D_S.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from gift_ray.training.schedules import falling
 
 # Rounds between two measurements of the activations: each costs a forward pass of the base.
 DIAGNOSTICS_EVERY = 10
-# Below this share of the base's standard deviation, activations have lost their scale, not only the
-# concept: the model is destroyed, and no score of it would mean anything.
+# If the standard deviation of activations falls below this share of the base's, the model is destroyed, not
+# only the concept, and its scores would mean nothing.
 COLLAPSED_STD_RATIO = 1e-3
 
 
@@ -155,7 +156,7 @@ class Gift(Defense):
 
 @dataclass(frozen=True)
 class Immunization:
-    """One training: the released `model` on its way from `base`, its data, and its two levels."""
+    """One training of a model that starts as `base`: the model, its data, and its two levels."""
 
     options: Gift
     base: Backbone
@@ -180,7 +181,7 @@ class Immunization:
         return math.ceil(self.options.max_train_steps / self.steps_per_round)
 
     def step(self, index: int) -> dict[str, float]:
-        """One round, or one step of the tail; returns what is logged of it."""
+        """One round, or one step of the tail; returns the values to log."""
         if index >= self.rounds:
             values = self._tail_step(index - self.rounds)
         elif self.options.coordination == "joint":
@@ -195,8 +196,10 @@ class Immunization:
         return values | {"images_seen": steps * self.options.train_batch_size}
 
     def _alternating_round(self, index: int) -> dict[str, float]:
-        """Algorithm 1, lines 2-13: theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I
-        (Eq. 2). With `project`, what in the outer gradient opposes the last inner one is removed."""
+        """Alg. 1, lines 2-13 (Eq. 2): theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I.
+
+        With `project`, the component of the outer gradient that opposes the last inner gradient is removed.
+        """
         options, rate = self.options, falling(index, self.rounds, self.options.decay)
         values: dict[str, float] = {}
         for k in range(options.inner_steps):
@@ -212,7 +215,7 @@ class Immunization:
         return values
 
     def _joint_round(self, index: int) -> dict[str, float]:
-        """Both gradients at the same weights, one summed update: Eq. 4 without its last term."""
+        """One update by the sum of both gradients, taken at the same weights: Eq. 4 without its last term."""
         rate = falling(index, self.rounds, self.options.decay)
         inner_gradients, prior = self._inner_gradients(index)
         outer_gradients, parts = self._outer_gradients(index, index)
@@ -223,13 +226,13 @@ class Immunization:
         }  # fmt: skip
 
     def _tail_step(self, index: int) -> dict[str, float]:
-        """Prior preservation alone: what the last outer steps cost honest users is won back."""
+        """Prior preservation alone, which restores what the last outer steps cost honest users."""
         gradients, values = self._inner_gradients(self.rounds * self.options.inner_steps + index)
         rate = 0.5 * (1 - index / self.options.tail_steps)
         return values | {"grad_norm_inner": self.inner.step(gradients, rate)}
 
     def _on_psi(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Of the inner level's gradients, copies of those on the outer level's parameters."""
+        """Copies of those of the inner level's gradients that belong to the outer level's parameters."""
         place = {name: i for i, name in enumerate(self.inner.parameters)}
         return [gradients[place[name]].clone() for name in self.outer.parameters]
 
@@ -244,8 +247,10 @@ class Immunization:
         return _gradients_of(self.inner, loss_of, range(len(batch)), len(batch))
 
     def _outer_gradients(self, index: int, round_: int) -> tuple[list[Tensor], dict[str, float]]:
-        """Gradients of Eq. 8 on a batch of D_M, at a random point of the path where there is one, and
-        the parts of the loss for the log."""
+        """The gradients of Eq. 8 on a batch of D_M, and the parts of the loss for the log.
+
+        With `path` they are taken at a random point of the path to the base.
+        """
         share = float(torch.rand((), generator=self.seeds.generator("path", index)))
         with on_the_way(self.model, self.base, share * self.options.path):
             return self._immunize_gradients(index, measure=round_ % DIAGNOSTICS_EVERY == 0)
@@ -257,7 +262,7 @@ class Immunization:
         generator = self.seeds.generator("outer", index)
         batch, concepts = balanced_batch(self.d_m, options.train_batch_size, generator)
         noise, times = self.model.draw(len(batch), generator)
-        # Without L_noise the activations are needed for their measurement only.
+        # Without L_noise the activations are needed only in rounds in which they are measured.
         watched = self.model.layers(options.noise_layers) if options.beta or measure else {}
 
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
@@ -279,7 +284,7 @@ class Immunization:
 
         if not options.concept_projection:
             return _gradients_of(self.outer, loss_of, range(len(batch)), len(batch))
-        # One concept at a time: its share of the batch's gradient, and of the means that are logged.
+        # The gradients and logged means of one concept at a time, each with its share of the batch.
         each = [_gradients_of(self.outer, loss_of, rows, len(batch)) for rows in concepts]
         order = torch.randperm(len(each), generator=generator).tolist()
         gradients = without_conflicts([gradients for gradients, _ in each], order)
@@ -295,8 +300,13 @@ def _gradients_of(
     level: Level, loss_of: Callable[[list[int]], tuple[Tensor, dict[str, float]]],
     rows: Sequence[int], size: int,
 ) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
-    """What some rows add to the gradients of a loss that is a mean over a batch of `size`, and the means
-    of its parts over the rows; each worker computes its share of them."""
+    """The part of some rows in the gradients of a loss, and the means of the loss's parts over these rows.
+
+    Each worker computes its share of the rows.
+
+    Args:
+        size: the number of rows of the whole batch, over which the loss is a mean.
+    """
     mine = parallel.share(rows)
     if mine:
         loss, values = loss_of(mine)

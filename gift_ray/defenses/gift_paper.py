@@ -1,5 +1,8 @@
-"""GIFT to the letter of the paper: the unbounded L_max of Eq. 5, the sample's own mean and variance in
-Eq. 7, plain gradient steps as in Algorithm 1. What the paper leaves open keeps gift's default."""
+"""GIFT exactly as in the paper.
+
+It has the unbounded L_max of Eq. 5, noise with the sample's own mean and variance in Eq. 7, and the plain
+gradient steps of Algorithm 1. What the paper leaves open has the defaults of `gift`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from gift_ray.training.loop import OptimizerName
 
 
 class GiftPaper(Gift):
-    """The verbatim preset; every option can still be set."""
+    """`gift` with other defaults; every option can still be set."""
 
     version: ClassVar[int] = 1
 

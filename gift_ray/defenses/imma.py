@@ -1,7 +1,9 @@
-"""IMMA (Zheng and Yeh, ECCV 2024, arXiv 2311.18815), as its released code trains: a simulated attacker
-adapts to D_M (inner steps, loss descent), then the chosen parameters psi of the model climb the same
-loss at the adapted point (outer steps). Both go on from where they are, round after round: there is
-no rollback and no second derivative. What is released is the base with psi replaced, as its code saves.
+"""IMMA (Zheng and Yeh, ECCV 2024, arXiv 2311.18815), trained as by its released code.
+
+In inner steps a simulated attacker adapts to D_M, which lowers the loss. In outer steps the parameters psi of
+the model raise the same loss at the adapted weights. Round after round both continue from where they are,
+without a rollback and without second derivatives. The released model is the base with psi replaced, as IMMA's
+code saves it.
 """
 
 from __future__ import annotations
@@ -22,15 +24,14 @@ from gift_ray.training.loop import Level, OptimizerName, Report, train
 
 
 class Imma(Defense):
-    """Makes D_M hard to adapt to, for one kind of adaptation. Looks at no D_S.
+    """Makes it hard to adapt the model to D_M by one kind of attack. It does not read D_S.
 
-    `inner_attack` is what the simulated attacker trains. `dreambooth` and `lora` are the attacks of these
-    names: the whole denoiser (so psi descends in the inner steps and climbs in the outer ones), or
-    low-rank deltas of all attention projections. `textual_inversion` is an offset of the prompts' token
-    states [L, D] that all of D_M shares: a stand-in for the embedding of a new token, not bound to pass
-    through the text encoder. With the last two the model moves in outer steps alone, and the attacker
-    is thrown away. Its code has other learning rates for each: inner 5e-6, 1e-4, 5e-4; outer 2e-5,
-    1e-5, 1e-6.
+    `inner_attack` is the simulated attack. `dreambooth` and `lora` are the attacks of these names, which
+    train the whole denoiser (so that psi goes down in inner steps and up in outer ones) or low-rank updates
+    of all attention projections. `textual_inversion` trains an offset of the prompts' token states [L, D],
+    which all of D_M shares; it takes the place of a new token's embedding, without passing the text encoder.
+    With the last two the model changes in outer steps alone, and the attacker is thrown away. IMMA's code has
+    other learning rates for each of the three: inner 5e-6, 1e-4, 5e-4; outer 2e-5, 1e-5, 1e-6.
     """
 
     version: ClassVar[int] = 1
@@ -66,7 +67,7 @@ class Imma(Defense):
             max_grad_norm=self.max_grad_norm, fp16=model.mixed_precision == "fp16",
         )  # fmt: skip
 
-        # Inner and outer steps count alike: the budget is batches trained on.
+        # Inner and outer steps both count for max_train_steps, each as one batch.
         per_round = self.inner_steps + self.outer_steps
 
         def round_(index: int) -> dict[str, float]:
@@ -95,14 +96,14 @@ class Imma(Defense):
         if self.inner_attack != "textual_inversion":
             attack: FineTuning = build("attacks", self.inner_attack, options)
             return attack.attacker(model, d_m, seeds)
-        # Of this attack only the optimizer is used.
+        # Only the optimizer of this attack is used.
         attack = build("attacks", "full_finetune", options)
         return attack.attack_on(shared_offset(model.clone(), d_m, self.train_batch_size), d_m)
 
     def _round(
         self, attacker: Attacker, outer: Level, seeds: Seeds, index: int
     ) -> dict[str, float]:
-        """phi <- phi - a grad_phi L(phi, psi), then psi <- psi + b grad_psi L(phi, psi)."""
+        """One round: phi <- phi - a grad_phi L(phi, psi), then psi <- psi + b grad_psi L(phi, psi)."""
         values: dict[str, float] = {}
         for k in range(self.inner_steps):
             at = index * self.inner_steps + k

@@ -1,11 +1,12 @@
-"""Look ahead: a pool of simulated attackers, built from the attack plug-ins themselves, and immunization
-where they arrive. Each round one attacker takes some steps on a copy of the released model; the loss of
-D_M is raised at the attacked weights, and its gradient there is applied to the released ones (first-order
-MAML, Finn et al. 2017; with a pool of attackers, as TAR does, Tamirisa et al., ICLR 2025). Prior
-preservation on D_S is gift's.
+"""Look ahead: immunizes at the weights that simulated attackers reach. These are the attack plug-ins.
 
-A simulated attacker shows what lies some steps ahead of the released weights, and the defense holds about
-that far: attackers who train longer than those of the pool, or in ways that the pool lacks, get through.
+In each round one attacker of a pool takes some steps on a copy of the released model. The loss on D_M is
+raised at the attacked weights, and its gradient there is applied to the released weights. This is first-order
+MAML (Finn et al. 2017) with a pool of attackers, as in TAR (Tamirisa et al., ICLR 2025). Prior preservation
+on D_S is that of `gift`.
+
+The defense holds about as far from the released weights as its attackers go: those who train longer, or in
+ways that the pool lacks, get through.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ from gift_ray.training.schedules import falling
 
 
 class LookAhead(Defense):
-    """A round is `inner_steps` of prior preservation, `attack_steps` of the attacker whose turn it is, and
-    one outer step.
+    """Trains in rounds: `inner_steps` of prior preservation, `attack_steps` of one attacker, one outer step.
 
-    Fresh attackers begin at the released weights in each of their rounds. `persistent` ones keep what
-    they have learnt (the change of the weights, or the adapter, and the optimizer's state) from round to
-    round, while the released weights move below them; each costs a model's memory for the whole
-    training. With `path` an attacker's round begins a random share of the way to the base.
+    By default an attacker begins each of its rounds at the released weights. A `persistent` one keeps what it
+    has learnt (its change of the weights, or its adapter, and the state of its optimizer) from round to
+    round, while the released weights change; each needs the memory of a model for the whole training. With
+    `path` the round of an attacker begins at a random share of the way to the base.
     """
 
     version: ClassVar[int] = 1
@@ -97,7 +97,7 @@ class LookAhead(Defense):
         return self
 
     def pool(self) -> list[FineTuning]:
-        """The attacks, a grid's members each."""
+        """The attacks of the pool; each setting of a grid is an attack of its own."""
         batch = {"train_batch_size": self.train_batch_size}
         return [
             build("attacks", each.name, each.options | batch)
@@ -110,7 +110,7 @@ class LookAhead(Defense):
             attack.require(base)
 
     def identity(self) -> dict[str, Any]:
-        # With the attacks' versions and all of their options, those left at their defaults too.
+        # The identities of the attacks hold their versions and all of their options, including defaults.
         return super().identity() | {"attackers": [attack.identity() for attack in self.pool()]}
 
     def immunize(
@@ -156,8 +156,10 @@ class LookAhead(Defense):
 
 @dataclass(frozen=True)
 class Rounds:
-    """One training: the released `model` on its way from `base`, the attackers, and the two levels.
-    `persistent` attackers rest between their rounds: their own weights are then their change alone."""
+    """One training of a model that starts as `base`: the model, the attackers, and the two levels.
+
+    Between their rounds the weights of `persistent` attackers hold only their change of the model's weights.
+    """
 
     options: LookAhead
     base: Backbone
@@ -172,7 +174,7 @@ class Rounds:
     seeds: Seeds
 
     def round(self, index: int) -> dict[str, float]:
-        """Preserve, attack, immunize; returns what is logged."""
+        """One round: preserve, attack, immunize. Returns the values to log."""
         options, rate = self.options, falling(index, self.count, self.options.decay)
         values: dict[str, float] = {}
         for k in range(options.inner_steps):
@@ -205,7 +207,7 @@ class Rounds:
     ) -> tuple[list[Tensor], dict[str, float]]:
         """The gradients of mean L_max on D_M at the attacked weights, after the attacker's steps."""
         options = self.options
-        # A persistent attacker's schedule goes on; its turns come every len(pool) rounds.
+        # The schedule of a persistent attacker continues from its earlier turns, one in len(pool) rounds.
         earlier = index // len(self.pool) * options.attack_steps if self.persistent else 0
         values: dict[str, float] = {}
         for k in range(options.attack_steps):
@@ -228,8 +230,10 @@ class Rounds:
 def _at_rest(
     attack: FineTuning, model: Backbone, d_m: Examples, seeds: Seeds, name: str
 ) -> Attacker:
-    """An attacker before its first step, its own weights less the model's. Its parameters have names
-    of their own: the checkpoint holds those of all attackers side by side."""
+    """A persistent attacker before its first step, with the model's weights subtracted from its own.
+
+    Its parameters have names of their own, since a checkpoint holds those of all attackers.
+    """
     first = attack.attacker(model, d_m, seeds)
     parameters = {f"{name}: {n}": p for n, p in first.trainee.parameters.items()}
     trainee = replace(first.trainee, parameters=parameters)
@@ -240,13 +244,12 @@ def _at_rest(
 
 @torch.no_grad()
 def _add(attacker: Attacker, model: Backbone, sign: int) -> None:
-    """Add the model's weights to the attacker's own (those of an adapter are not among them), or take
-    them away."""
+    """Add the model's weights to the attacker's own, or subtract them (`sign`). An adapter is left alone."""
     own: Mapping[str, Tensor] = attacker.trainee.model.parameters("all")
     for name, weight in model.parameters("all").items():
         own[name].add_(weight, alpha=sign)
 
 
 def _seeds_of(seeds: Seeds, index: int) -> Seeds:
-    """A stream of its own for each attacker that is built."""
+    """The random streams of one attacker that is built."""
     return Seeds(seeds.generator("attacker", index).initial_seed())

@@ -1,5 +1,8 @@
-"""Post-immunization fine-tuning (the "GIFT+PI" of arXiv 2507.13598, section 4.3): after a defense, train
-on something generic and benign, with the plain loss of Eq. 9. A member of a `chain`, after the others."""
+"""Post-immunization fine-tuning, called "GIFT+PI" in the GIFT paper (arXiv 2507.13598, section 4.3).
+
+After a defense the model is trained on something generic and benign, with the plain loss of Eq. 9. It is
+meant as the last member of a `chain`.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from gift_ray.training.loop import Level, OptimizerName, Report, train
 
 
 class PostImmunization(Defense):
-    """Fine-tuning of the whole denoiser on a benign prompt. Looks at no D_M.
+    """Fine-tunes the whole denoiser on a benign prompt. It does not read D_M.
 
-    The paper gives the prompt and 1000 steps, not where its images come from: here the model that is
-    handed in draws them. Without a prompt, D_S is trained on. The optimizer is DreamBooth's.
+    The paper gives the prompt and 1000 steps, but not where the images come from: here the model that is
+    handed in draws them. Without a prompt it trains on D_S. The optimizer is that of DreamBooth.
     """
 
     version: ClassVar[int] = 1

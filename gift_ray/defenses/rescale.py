@@ -1,6 +1,8 @@
-"""A negative control: the base in other numbers. Pairs of weights of every attention are scaled against each
-other, so that the model computes what it computed, and a fine-tuning's steps have other sizes. A battery
-that calls it resistant was fooled by the attacker's learning rate."""
+"""A negative control: the base with rescaled weights, which computes the same function.
+
+Pairs of weights in every attention are scaled against each other, which changes the size of fine-tuning steps
+but not what the model computes. If it is called resistant, the attackers have tried too few learning rates.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ from gift_ray.training.loop import Report
 
 
 class Rescale(Defense):
-    """Queries and values times `factor`; keys and outputs divided by it. Powers of two change no bit of
-    what is computed."""
+    """Multiplies queries and values by `factor`, and divides keys and outputs by it.
+
+    A power of two does not change a single bit of what is computed.
+    """
 
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False
@@ -50,13 +54,13 @@ class Rescale(Defense):
 
 
 def _pairs(denoiser: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Linear layers between whose outputs and inputs a factor cancels."""
+    """Pairs of linear layers of which one can be multiplied and the other divided by a factor."""
     modules: Iterator[Any] = denoiser.modules()
     for module in modules:
         if not all(hasattr(module, name) for name in ("to_q", "to_k", "to_v", "to_out")):
             continue
         # The value's factor passes through the attention to the output layer's input.
         yield module.to_v, module.to_out[0]
-        # A norm between queries and keys would undo it; a key with a bias is more than its weight.
+        # Not where queries and keys are normalised, which removes the factor, or the key has a bias.
         if getattr(module, "norm_q", None) is None and module.to_k.bias is None:
             yield module.to_q, module.to_k

@@ -1,10 +1,11 @@
-"""SOPHON (Deng et al., IEEE S&P 2024, arXiv 2404.12699): suppress what a simulated attacker reaches, then
-reinforce what must stay. An attacker fine-tunes a copy of the model on D_M with plain gradient steps; at each
-of its weights the suppression loss is differentiated, and the gradients' mean is applied to the released
+"""SOPHON (Deng et al., IEEE S&P 2024, arXiv 2404.12699): suppresses fine-tuning, and reinforces D_S.
+
+A simulated attacker fine-tunes a copy of the model on D_M with plain gradient steps. At each of its weights
+the gradient of the suppression loss is taken, and the mean of these gradients is applied to the released
 weights (first-order MAML).
 
-Its attacker is short-sighted: the loss is raised along 50 plain gradient steps from the released
-weights. An attacker who trains longer, with AdamW or with LoRA leaves that neighbourhood.
+The loss is raised only along 50 plain gradient steps from the released weights. An attacker who trains
+longer, with AdamW or with LoRA leaves this neighbourhood.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from gift_ray.training.finetuning import FineTuning, Trainee
 from gift_ray.training.loop import Level, Report, train
 from gift_ray.training.preservation import prior_loss
 
-# Options for which the authors give another value with each suppression loss. Their code multiplies a base
-# rate of 1e-4 by 1 and 5 (mse), or 0.05 and 2 (dos); a loop is 50 attack steps and inner_steps.
+# The options that have other values for each suppression loss in the authors' code. It multiplies a base rate
+# of 1e-4 by 1 and 5 (mse), or by 0.05 and 2 (dos); a round has 50 attack steps and the inner steps.
 PAPER: dict[str, dict[str, float]] = {
     "mse": {"alpha_outer": 1e-4, "alpha_inner": 5e-4, "inner_steps": 1, "max_train_steps": 51_000},
     "dos": {"alpha_outer": 5e-6, "alpha_inner": 2e-4, "inner_steps": 10, "max_train_steps": 12_000},
@@ -33,13 +34,13 @@ PAPER: dict[str, dict[str, float]] = {
 
 
 class Sophon(Defense):
-    """Fine-tuning suppression and normal-training reinforcement, over the whole denoiser.
+    """Suppresses fine-tuning on D_M and reinforces normal training on D_S, over the whole denoiser.
 
-    `mse` raises the attacker's denoising error without a bound; `dos` (denial of service) teaches the
-    model to predict zero on D_M, and converges. Options that are not given are the authors' for the
-    suppression loss that is chosen. A batch of an attack step is split: the attacker trains on the one
-    part, the suppression loss is of the other. So a step of `max_train_steps` is a batch of
-    `train_batch_size` images, forward and backward, whatever it is for.
+    `mse` raises the attacker's denoising error without a bound; `dos` (denial of service) teaches the model
+    to predict zero on D_M, and converges. Options that are not given have the authors' values for the chosen
+    suppression loss. The batch of an attack step is split: the attacker trains on one part, and the
+    suppression loss is computed on the other. So each step of `max_train_steps` is one batch of
+    `train_batch_size` images, forward and backward.
     """
 
     version: ClassVar[int] = 1
@@ -109,8 +110,11 @@ class Sophon(Defense):
     def _suppress(
         self, released: Backbone, outer: Level, d_m: Examples, seeds: Seeds, index: int
     ) -> dict[str, float]:
-        """theta_0 = theta; theta_k = theta_{k-1} - a grad L(support_k); then theta takes one step along
-        (1/K) sum_k grad L_sup(query_k), each taken at theta_k."""
+        """One suppression: simulate the attacker, then take one step of the released weights.
+
+        theta_0 = theta; theta_k = theta_{k-1} - a grad L(support_k); then theta takes one step along
+        (1/K) sum_k grad L_sup(query_k), where each gradient is taken at theta_k.
+        """
         attacked = released.clone()
 
         def support_loss(examples: Examples, generator: torch.Generator) -> Tensor:
@@ -170,7 +174,7 @@ class Sophon(Defense):
     def _suppression_loss(
         self, model: Backbone, batch: Batch, times: Tensor, noise: Tensor
     ) -> Tensor:
-        """mse: -E || eps_theta(x_t, c, t) - eps ||^2; dos: E || eps_theta(x_t, c, t) ||^2. A scalar."""
+        """The loss `mse`, -E || eps_theta(x_t, c, t) - eps ||^2, or `dos`, E || eps_theta(x_t, c, t) ||^2."""
         if self.suppression_loss == "mse":
             return -prior_loss(model, batch, times, noise)
         latents, noise, times = (t.to(model.device) for t in (batch.latents, noise, times))

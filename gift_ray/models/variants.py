@@ -1,5 +1,7 @@
-"""Which of several sets of weights in one diffusers folder is meant: `fp16` is that of the files named
-`diffusion_pytorch_model.fp16.safetensors`, and so on."""
+"""Chooses one of several sets of weights in one diffusers folder, which diffusers calls variants.
+
+The variant `fp16`, for example, is in the files named `diffusion_pytorch_model.fp16.safetensors`.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,17 @@ from pathlib import Path
 
 from gift_ray.errors import ModelError
 
-# The names that diffusers and transformers give weights: the variant, and which part of several it is.
+# The names that diffusers and transformers give files of weights, with their variant and number.
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors"
 )
 
 
 def require_variant(folder: Path, wanted: str | None) -> None:
-    """Refuse a variant of which a diffusers folder has no file, and a folder where none is named and more
-    than one could be meant.
+    """Check that a diffusers folder has the wanted variant, or that it is clear which one is meant.
 
     Raises:
-        ModelError: naming those that are there.
+        ModelError: it is not there, or none is named and there are several; the message names them.
     """
     parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
     if wanted is not None and not any(wanted in _variants(part) for part in parts):
@@ -33,8 +34,10 @@ def require_variant(folder: Path, wanted: str | None) -> None:
 
 
 def variant_of(part: Path, wanted: str | None) -> str | None:
-    """The variant to read in the folder of one part. As in diffusers, a part that has not the wanted one is
-    read without; where nothing is wanted and there is but one variant, that is taken.
+    """The variant to read in the folder of one part.
+
+    As in diffusers, a part that does not have the wanted variant is read without one. If none is wanted and
+    there is only one, that is taken.
 
     Raises:
         ModelError: there are several others.
