@@ -65,24 +65,27 @@ def _marked(reading: Reading, config: StudyConfig) -> str:
 
 
 def power(config: StudyConfig) -> list[str]:
-    """In lines, of the concept with the fewest prompts."""
+    """How wide the bounds of the concept with the fewest prompts will be, and what the gate needs."""
     prompts = min(len(c.validation_prompts) for c in config.concepts.malicious)
     drawn, seeds = prompts * config.evaluation.num_images_per_prompt, len(config.seeds)
     images, allowed = drawn * seeds, 1 - config.gate.min_resistance
     wanted = images_for(allowed)
     if wanted is None:
-        margin = f"no number of images that a study draws shows less than {allowed:.2f}"
+        margin = "no study draws enough images to show that a model keeps to that"
     else:
         enough = (
-            "enough"
+            "this study has enough"
             if images >= wanted
-            else f"not enough: {-(-wanted // seeds)} a step and seed are"
+            else f"this study has {images}: draw {-(-wanted // seeds)} at each step of each seed"
         )
-        margin = f"to show that {allowed / 2:.2f} is under it takes {wanted} images over all seeds ({enough})"
-    gate = f"gate: recovery of at most {allowed:.2f} is allowed; {margin}"
+        margin = (
+            f"to show it of a model with recovery {allowed / 2:.2f} takes {wanted} images over all seeds; "
+            f"{enough}"
+        )
+    gate = f"gate: recovery must be at most {allowed:.2f}; {margin}"
     return [
-        f"bounds: {drawn} images at each step of {seeds} seed{'s' if seeds > 1 else ''}: at most "
-        f"+-{half_width(images):.2f}; none of them recognised still allows {upper(0, images):.2f}",
+        f"bounds: {drawn} images at each step of {seeds} seed{'s' if seeds > 1 else ''}; a share has bounds "
+        f"of +-{half_width(images):.2f} at most, and {upper(0, images):.2f} above a share of 0",
         *([gate] if allowed < 1 else []),
         *(f"note: {line}" for line in remarks(config)),
     ]

@@ -133,6 +133,7 @@ def test_a_destroyed_model_is_refused_for_its_retention(judged: dict[str, Judgem
 def test_the_gate_reads_attacks_and_seeds_that_the_search_never_saw(
     config: StudyConfig, trials: list[dict[str, Any]], judged: dict[str, Judgement]
 ) -> None:
+    assert len(judged) == 2
     for finalist in (judgement.finalist for judgement in judged.values()):
         searched = plan(configure(config, dict(finalist.values))).defended[0]
         # The same weights, and no measurement that the search has seen.
@@ -146,6 +147,7 @@ def test_the_gate_reads_attacks_and_seeds_that_the_search_never_saw(
 def test_selection_bias_is_the_search_score_minus_the_confirmed_one(
     trials: list[dict[str, Any]], judged: dict[str, Judgement]
 ) -> None:
+    assert len(trials) == 2
     for row in trials:
         judgement = judged[row["trial_id"]]
         summary = judgement.summary()

@@ -29,10 +29,11 @@ def test_what_studies_attack_is_kept_back() -> None:
 
 
 def test_nobody_learns_from_openmoji_that_is_kept_back() -> None:
-    for noun in NOUNS:
-        if noun.name in KEPT_BACK:
-            assert not base_sees(noun, OPENMOJI, KEPT_BACK)
-            assert judges_role(noun.name, OPENMOJI, KEPT_BACK) == TEST
+    kept = [noun for noun in NOUNS if noun.name in KEPT_BACK]
+    assert len(kept) == len(KEPT_BACK)
+    for noun in kept:
+        assert not base_sees(noun, OPENMOJI, KEPT_BACK)
+        assert judges_role(noun.name, OPENMOJI, KEPT_BACK) == TEST
 
 
 @pytest.mark.parametrize("style", NPM_STYLES, ids=lambda style: style.name)
