@@ -1,5 +1,7 @@
-"""LoRA adapters (Hu et al. 2021) of a denoiser: made, saved and read in one place. peft holds the layers,
-diffusers the names in which adapters travel."""
+"""Makes, saves and reads LoRA adapters (Hu et al. 2021) of a denoiser.
+
+peft provides the layers, and diffusers the names under which adapters are saved.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from gift_ray.errors import ModelError
 from gift_ray.models.weights import require_finite
 
-# peft puts an adapted layer's own weights below this name, and the adapter's beside it.
+# peft puts the own weights of an adapted layer below this name, and those of the adapter beside it.
 BASE_LAYER = "base_layer."
 ADAPTER = ".lora_"
 
@@ -24,12 +26,12 @@ ADAPTER = ".lora_"
 def modules_named(
     targets: Sequence[str], roles: Mapping[str, str], weights: Iterable[str]
 ) -> list[str]:
-    """The modules that an adapter is put on.
+    """The paths of the modules that an adapter is put on.
 
     Args:
-        targets: roles, or ends of module paths as `to_q` and `to_out.0`.
-        roles: of the denoiser's family: a pattern of module paths each.
-        weights: names of the denoiser's weights.
+        targets: roles, or ends of module paths such as `to_q` and `to_out.0`.
+        roles: for each role of the denoiser's family a pattern of module paths.
+        weights: the names of the denoiser's weights.
 
     Raises:
         ModelError: no module has such a role or name.
@@ -52,12 +54,14 @@ def with_lora(
     denoiser: nn.Module, *, rank: int, lora_alpha: int, lora_dropout: float,
     target_modules: Sequence[str], generator: torch.Generator,
 ) -> nn.Module:  # fmt: skip
-    """A frozen copy that carries a trainable adapter, W + lora_alpha / rank B A (LoRA, Eq. 3).
-    A ~ N(0, 1 / rank^2) as in the diffusers scripts, B = 0: no output changes before the first step.
+    """A frozen copy with a trainable adapter, W + lora_alpha / rank B A (LoRA, Eq. 3).
+
+    A ~ N(0, 1 / rank^2) as in the diffusers scripts, and B = 0, so that no output changes before the first
+    step.
 
     Args:
         target_modules: the paths of the modules that are adapted.
-        generator: what A is drawn from.
+        generator: draws A.
     """
     from peft import LoraConfig
 
@@ -68,7 +72,7 @@ def with_lora(
             target_modules=list(target_modules),
         )
     )  # fmt: skip
-    # peft drew A from the global generator.
+    # peft has drawn A from the global generator; draw it again from ours.
     for name, parameter in adapted.named_parameters():
         if ".lora_A." in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
@@ -77,7 +81,7 @@ def with_lora(
 
 
 def own_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """The denoiser's parameters without the adapter's, under the names they have without one."""
+    """The denoiser's parameters without those of the adapter, under the names that they have without one."""
     return {
         name.replace(BASE_LAYER, ""): parameter
         for name, parameter in denoiser.named_parameters()
@@ -86,7 +90,7 @@ def own_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def own_weights(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The denoiser's state without the adapter's, under the names it has without one."""
+    """The denoiser's weights without those of the adapter, under the names that they have without one."""
     return {
         name.replace(BASE_LAYER, ""): tensor
         for name, tensor in denoiser.state_dict().items()
@@ -100,21 +104,21 @@ def adapter_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save(denoiser: Any, name: str, pipeline: Any, folder: Path) -> None:
-    """Write `pytorch_lora_weights.safetensors` as the class `pipeline` reads it.
+    """Write `pytorch_lora_weights.safetensors` in the form that the class `pipeline` reads.
 
     Args:
-        name: how that pipeline calls the denoiser.
+        name: the name of the denoiser in that pipeline.
 
     Raises:
         UnitFailed: a weight is not finite.
     """
     from peft.utils import get_peft_model_state_dict
 
-    # Under peft's names: diffusers' older ones exist for attentions only, and files that mix the two
-    # are read wrongly.
+    # The names are peft's. diffusers' older ones exist for attentions only, and files that mix both are read
+    # wrongly.
     layers = get_peft_model_state_dict(denoiser)
     require_finite(layers)
-    # The metadata carry lora_alpha: without them a reader takes it to be the rank.
+    # The metadata hold lora_alpha; without them a reader takes the rank for it.
     metadata = denoiser.peft_config["default"].to_dict()
     pipeline.save_lora_weights(
         folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": metadata}
@@ -161,28 +165,29 @@ def save_kohya(
 
 
 def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module:
-    """A frozen copy with the adapter of a folder or safetensors file, as the class `pipeline` reads it.
+    """A frozen copy with the adapter that the class `pipeline` reads from a folder or safetensors file.
 
     Raises:
-        ModelError: not found, not an adapter, or one of other modules than this denoiser's.
+        ModelError: the adapter is not found, is none, or adapts modules that this denoiser does not have.
     """
     if not path.exists():
         raise ModelError(f"{path}: no such LoRA adapter; give its folder or safetensors file")
     adapted = copy.deepcopy(denoiser)
     try:
-        # UNets: original names of blocks (as kohya's SDXL files have them) need the architecture.
+        # To read the original names of a UNet's blocks, as in kohya's files of SDXL, its architecture is
+        # needed.
         known = {"unet_config": denoiser.config} if name == "unet" else {}
         tensors, *alphas, metadata = pipeline.lora_state_dict(
             str(path), use_safetensors=True, return_lora_metadata=True, **known
         )
-        # Families whose adapters have no alphas beside the weights return none.
+        # `alphas` is empty for families whose adapters have none beside the weights.
         getattr(pipeline, f"load_lora_into_{name}")(
             tensors, *alphas, adapted, adapter_name="default", metadata=metadata
         )
     except Exception as error:
         detail = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: not a LoRA adapter of this {name}: {detail}") from error
-    # diffusers only warns of what it has no place for.
+    # diffusers only warns of tensors for which the denoiser has no place.
     unused = len(tensors) - len(adapter_parameters(adapted))
     if unused:
         raise ModelError(
@@ -192,10 +197,10 @@ def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module
 
 
 def require_same(adapted: nn.Module, read_back: nn.Module, *, origin: str) -> None:
-    """Compare an adapter with what was read of the file that it was written to.
+    """Compare an adapter with the one that was read back from its file.
 
     Raises:
-        ModelError: tensors are missing, differ, or count with another weight.
+        ModelError: tensors are missing or differ, or are scaled by another factor.
     """
     own, theirs = (_matrices(each) for each in (adapted, read_back))
     wrong = sorted(
@@ -211,7 +216,7 @@ def require_same(adapted: nn.Module, read_back: nn.Module, *, origin: str) -> No
 
 
 def _matrices(denoiser: nn.Module) -> dict[str, Tensor]:
-    """What the adapter adds to the weight of each of its modules: scaling x B A."""
+    """The matrix scaling x B A that the adapter adds to the weight of each of its modules."""
     found = {}
     for name, module in denoiser.named_modules():
         for adapter in getattr(module, "active_adapters", ()) if hasattr(module, "lora_A") else ():

@@ -1,5 +1,6 @@
-"""FLUX.2 klein (Black Forest Labs, Apache-2.0), a rectified-flow transformer: image and text tokens attend
-to each other jointly, the text is read by Qwen3. Training follows diffusers'
+"""FLUX.2 klein (Black Forest Labs, Apache-2.0), a rectified-flow transformer.
+
+Image and text tokens attend to each other jointly, and the text is read by Qwen3. Training follows diffusers'
 train_dreambooth_lora_flux2_klein.py with its logit-normal weighting scheme.
 """
 
@@ -41,11 +42,11 @@ TEXT_STAYS = (
 class Flux2Klein(Backbone):
     """Velocity prediction on the straight line x_t = (1 - sigma) x_0 + sigma eps; times are 1000 sigma.
 
-    There is no cross-attention. Its place is taken by what lets the image look at the prompt: the
-    `context_embedder`, through which every text token enters, and in the double-stream blocks the text
-    stream's own projections. That is psi here: like attn2's keys and values it is applied to the prompt
-    alone, and with its keys and values at zero an image is drawn without the prompt. The single-stream
-    blocks project text and image with the same weights, so that these belong to both and not to psi.
+    There is no cross-attention. Its place as psi is taken by the layers through which the image sees the
+    prompt: the `context_embedder`, through which every text token enters, and the text stream's own
+    projections in the double-stream blocks. Like the keys and values of attn2 these are applied to the prompt
+    alone, and if the keys and values are zero, an image is drawn without the prompt. The single-stream blocks
+    project text and image with the same weights, which are therefore no part of psi.
     """
 
     text_encoder: Any
@@ -86,8 +87,11 @@ class Flux2Klein(Backbone):
 
     @staticmethod
     def in_group(path: list[str], group: ParameterGroup) -> bool:
-        """`cross_attention` is psi, `cross_attention_kv` its keys and values; `attention` the projections of
-        every attention (single-stream blocks fuse theirs with the feed-forward's input)."""
+        """The groups: `cross_attention` is psi, `cross_attention_kv` its keys and values.
+
+        `attention` are the projections of every attention. In single-stream blocks these are fused with the
+        input of the feed-forward.
+        """
         if group == "attention":
             return bool(ATTENTION & set(path))
         if group == "cross_attention_kv":
@@ -98,8 +102,11 @@ class Flux2Klein(Backbone):
         return psi
 
     def find_layers(self, which: NoiseLayers) -> dict[str, nn.Module]:
-        """`attn2`: the attentions of the double-stream blocks. `blocks`: the single-stream blocks, and of
-        the double-stream ones the image's feed-forward, the last thing that is added to its tokens."""
+        """`attn2` are the attentions of the double-stream blocks.
+
+        `blocks` are the single-stream blocks, and in the double-stream blocks the feed-forward of the image,
+        whose output is the last that is added to its tokens.
+        """
         transformer: Any = self.denoiser
         double = {
             f"transformer_blocks.{i}": m for i, m in enumerate(transformer.transformer_blocks)
@@ -124,8 +131,10 @@ class Flux2Klein(Backbone):
         raise ModelError(TEXT_STAYS)
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Logit-normal with mean 0 and deviation 1 (Esser et al. 2024, section 3.1) on the scheduler's
-        training times, which carry its static resolution shift."""
+        """Logit-normal times with mean 0 and deviation 1 (Esser et al. 2024, section 3.1).
+
+        They are taken from the scheduler's training times, which contain its static shift by resolution.
+        """
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
         u = compute_density_for_timestep_sampling(
@@ -204,7 +213,7 @@ class Flux2Klein(Backbone):
         return super()._draw(pipeline, prompts, max_sequence_length=self._text_length, **options)
 
     def sampler(self, num_inference_steps: int) -> Any:
-        """Shifted by resolution as the pipeline does."""
+        """The scheduler with timesteps that are shifted by resolution, as the pipeline does it."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         sampler = self.pipeline().scheduler
