@@ -37,6 +37,7 @@ def load_complete(
     Raises:
         ModelError: tensors are missing, unknown, misshapen, not finite, or quantized.
     """
+    _silence()
     for file in sorted((folder / subfolder).glob("*.safetensors")):
         _require_types(file, origin)
     module, info = kind.from_pretrained(
@@ -55,6 +56,16 @@ def load_complete(
         if not parameter.isfinite().all():
             raise ModelError(f"{origin}: {name!r} holds NaN or infinity; get its files anew")
     return network
+
+
+def _silence() -> None:
+    """Turn off the progress bars and warnings of diffusers and transformers; our own errors say more."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for log in (diffusers_logging, transformers_logging):
+        log.disable_progress_bar()
+        log.set_verbosity_error()
 
 
 def networks(

@@ -70,7 +70,6 @@ def load_backbone(config: ModelConfig) -> Backbone:
     """
     check_base(config)
     folder = locate(config)
-    _silence()
     return family_of(folder).load(folder, config)
 
 
@@ -92,13 +91,3 @@ def drawing_base(config: ModelConfig) -> Backbone:
     base = base_model(config)
     base.require_pictures(config.pretrained_model_name_or_path)
     return base
-
-
-def _silence() -> None:
-    """Turn off the progress bars and warnings of diffusers and transformers; our own errors say more."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for log in (diffusers_logging, transformers_logging):
-        log.disable_progress_bar()
-        log.set_verbosity_error()

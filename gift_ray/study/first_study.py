@@ -13,6 +13,7 @@ from gift_ray import plugins
 from gift_ray.config.schema import EncodersConfig
 from gift_ray.errors import ConfigError, DataError
 from gift_ray.models.encoders import clip_encoder
+from gift_ray.sources.vocabulary import with_article
 
 # Neighbours and safe prompts are proposed from these everyday things, which every image model has seen.
 NOUNS = (
@@ -33,6 +34,7 @@ MALICIOUS_IMAGES, SAFE_IMAGES = 40, 24
 class Habits:
     """The settings that suit a kind of model: captions, encoders, training steps and learning rates."""
 
+    # Of a noun with its article.
     caption: str
     encoders: EncodersConfig
     drawing: dict[str, Any]
@@ -42,9 +44,13 @@ class Habits:
     alphas: tuple[tuple[float, float], tuple[float, float]]
     precision: str
 
+    def captioned(self, noun: str) -> str:
+        """The caption of a picture of this."""
+        return self.caption.format(with_article(noun))
+
 
 BUILTIN = Habits(
-    caption="an emoji of a {}",
+    caption="an emoji of {}",
     encoders=EncodersConfig(),
     drawing={"num_inference_steps": 12, "guidance_scale": 2},
     prior_images=90,
@@ -59,7 +65,7 @@ BUILTIN = Habits(
     precision="no",
 )
 STABLE_DIFFUSION = Habits(
-    caption="a photo of a {}",
+    caption="a photo of {}",
     encoders=EncodersConfig(
         clip="openai/clip-vit-base-patch32", dino="facebook/dino-vits16", lpips="alex"
     ),
@@ -131,11 +137,11 @@ def first_study(
         model=_yaml(model), precision=habits.precision,
         malicious="".join(_entry(c, habits, MALICIOUS_IMAGES, near[c.name]) for c in blocked),
         safe="".join(_entry(c, habits, SAFE_IMAGES, []) for c in kept),
-        prior=_yaml(_drawn([habits.caption.format(n) for n in others[:30]], habits, habits.prior_images)),
+        prior=_yaml(_drawn([habits.captioned(n) for n in others[:30]], habits, habits.prior_images)),
         defense=_yaml({"name": "gift", **habits.immunize}),
         attack=_yaml({"name": "dreambooth", **habits.attack}),
         metrics=_metrics(judged, habits), encoders=_yaml(encoders.model_dump()),
-        safe_prompts=_listed([habits.caption.format(n) for n in safe_nouns], 4),
+        safe_prompts=_listed([habits.captioned(n) for n in safe_nouns], 4),
         inner=_range(habits.alphas[0]), outer=_range(habits.alphas[1]),
         steps=habits.drawing["num_inference_steps"], guidance=habits.drawing["guidance_scale"],
         under_train="[]" if model == "builtin" else "[immunize, attack]", gpus=gpus,
@@ -149,7 +155,7 @@ def neighbors_of(
     words = {word.lower() for other in taken for word in other.split()}
     candidates = [noun for noun in NOUNS if noun not in words]
     encoder = clip_encoder(encoders.clip)
-    texts = [habits.caption.format(each) for each in (name, *candidates)]
+    texts = [habits.captioned(each) for each in (name, *candidates)]
     vectors = encoder.texts(texts)
     order = (vectors[1:] @ vectors[0]).argsort(descending=True, stable=True)
     return [candidates[int(i)] for i in order[:NEIGHBORS]]
@@ -157,7 +163,7 @@ def neighbors_of(
 
 def _entry(concept: Concept, habits: Habits, images: int, neighbors: list[str]) -> str:
     """One concept as YAML."""
-    caption = habits.caption.format(concept.name)
+    caption = habits.captioned(concept.name)
     if concept.folder is None:
         source = _drawn([caption], habits, images)
     else:
@@ -169,7 +175,7 @@ def _entry(concept: Concept, habits: Habits, images: int, neighbors: list[str]) 
     ]
     if neighbors:
         lines += ["      # Proposed as the nearest that the encoder knows; change what does not fit.",
-                  "      neighbors:", _listed([habits.caption.format(n) for n in neighbors], 8)]  # fmt: skip
+                  "      neighbors:", _listed([habits.captioned(n) for n in neighbors], 8)]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -182,7 +188,9 @@ def _metrics(judged: list[str], habits: Habits) -> str:
         {"name": n} for n in ("clip_text", "clip_image", "dino", "lpips")
     ]
     if "recognition" in plugins.available("metrics"):
-        metrics.insert(0, {"name": "recognition", "names": judged, "template": habits.caption})
+        metrics.insert(
+            0, {"name": "recognition", "names": judged, "template": habits.caption.format("a {}")}
+        )
     return "\n".join(f"    - {_yaml(metric)}" for metric in metrics)
 
 
@@ -220,7 +228,7 @@ def write_new(path: Path, text: str) -> None:
 
 
 _TEXT = """# A study written by `gift-ray init`. Every value may be changed; README.md tells what each means.
-#   gift-ray immunize FILE --dry-run   what would be computed
+#   gift-ray check FILE                can this study tell a model that resists from one that does not
 #   gift-ray immunize FILE             one immunization, attacked and judged
 #   gift-ray sweep FILE                the search for the best setting; what passes the gate is registered
 name: {name}
@@ -258,7 +266,8 @@ evaluation:
   # What honest users draw: images of these prompts are measured before and after the immunization.
   safe_prompts:
 {safe_prompts}
-  num_images_per_prompt: 12
+  # As many as the gate needs to call a good model resistant.
+  num_images_per_prompt: 16
   num_inference_steps: {steps}
   guidance_scale: {guidance}
 
