@@ -73,7 +73,8 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
             else f"joining {address!r} failed"
         )
         raise ConfigError(
-            f"Ray: {place}: {reason}; see to it (memory, free ports, room in /tmp), then run again"
+            f"Ray: {place}: {reason}; see to it (memory, free ports, room "
+            "in /tmp or $RAY_TMPDIR), then run again"
         ) from error
     # Nothing is written into the study's folder before there is a cluster to work on.
     logs.to_study(study_dir)

@@ -19,6 +19,8 @@ from battery import Case, run, study
 from killed import full_disk
 
 from gift_ray.cluster.reach import require_cluster
+from gift_ray.cluster.session import session
+from gift_ray.config.running import ClusterConfig
 from gift_ray.records.storage import require_writable
 from gift_ray.tracking.mlflow_tracker import MlflowTracker
 from gift_ray.tracking.store import require_reachable, sqlite_uri
@@ -116,6 +118,19 @@ def in_environment(**values: str) -> Callable[[Path], object]:
     return attempt
 
 
+def with_ray_at(place: str) -> Callable[[Path], None]:
+    """Start Ray for real, with its temporary files below a place of the test's folder."""
+
+    def attempt(folder: Path) -> None:
+        (folder / "a file").write_text("")
+        with patch.dict(os.environ, RAY_TMPDIR=str(folder / place)):
+            os.environ.pop("RAY_ADDRESS", None)
+            with session(ClusterConfig(), folder / "runs" / "odd"):
+                pass
+
+    return attempt
+
+
 def odd_path(name: str) -> Callable[[Path], None]:
     """The database that the URI names is the file at this path."""
 
@@ -170,6 +185,11 @@ CASES = [
     Case("`#` in a path", odd_path("a#b"), outcome="the database at that very path"),
     Case("`?` in a path", odd_path("a?b=c"), outcome="the database at that very path"),
     Case("`%` and umlauts in a path", odd_path("100% sch\u00f6n"), outcome="the database at that very path"),
+    Case("`RAY_TMPDIR` under a file", with_ray_at("a file/ray"), says="a Ray node can't be started here"),
+    Case("`RAY_TMPDIR` that is not there", with_ray_at("none/at/all"),
+         says="a Ray node can't be started here"),
+    Case("`RAY_TMPDIR` too long for a socket", with_ray_at("x" * 90),
+         says="AF_UNIX path length cannot exceed"),
     Case("`RAY_ADDRESS` at a port where nobody is", in_environment(RAY_ADDRESS=f"127.0.0.1:{nobody()}"),
          says="RAY_ADDRESS: nobody at"),
     Case("`RAY_ADDRESS` of a host that is not there", in_environment(RAY_ADDRESS="no-such-host.invalid:6379"),
