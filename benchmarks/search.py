@@ -97,7 +97,7 @@ def evaluate_grid(study: StudyConfig) -> dict[tuple[float, ...], list[Row]]:
             write_json_atomic(kept, rows)
         table[point] = json.loads(kept.read_text("utf-8"))
         last = table[point][-1]
-        said = ", ".join(f"{a['malicious']} {a['objective']:.3f}" for a in last["arms"])
+        said = ", ".join(f"{', '.join(a['malicious'])} {a['objective']:.3f}" for a in last["arms"])
         print(f"{number + 1}/{math.prod(POINTS)} {last['paid']:.1f} s  {point}: {said}", flush=True)
     return table
 

@@ -58,7 +58,7 @@ def run(config: str, overrides: list[str], nodes: int) -> dict[str, dict[str, st
     study_dir = load_study(config, overrides).study_dir
     summary = json.loads((study_dir / "summary.json").read_text())
     for model in summary["chosen"]:
-        print(f"{nodes} node(s): {model['malicious']}: " + ", ".join(
+        print(f"{nodes} node(s): {', '.join(model['malicious'])}: " + ", ".join(
             f"{name} {model[name]!r}" for name in ("objective", "resistance", "retention")
         ))  # fmt: skip
     records = (json.loads(p.read_text()) for p in (study_dir / "steps").glob("*/record.json"))

@@ -292,7 +292,9 @@ def leaderboard(rows: Sequence[dict[str, Any]], searched: Sequence[str]) -> Tabl
     ):
         numbers = [f"{model[name]:.3f}" for name in VERDICT]
         settings = [_short(row["values"].get(name, "")) for name in searched]
-        table.add_row(model["malicious"], row["trial_id"], *numbers, *settings, model["reason"])
+        table.add_row(
+            ", ".join(model["malicious"]), row["trial_id"], *numbers, *settings, model["reason"]
+        )
     for row in rows:
         if not row["arms"]:
             still = [f"≤ {row[name]:.3f}" if row["state"] != "failed" else "" for name in VERDICT]

@@ -53,7 +53,7 @@ def verdict(model: dict[str, Any]) -> dict[str, str]:
     """One released model as a row: the score that the gate read, and the outcome."""
     score, bias = model.get("confirmed") or model, model.get("selection_bias") or {}
     return {
-        "model": model["malicious"],
+        "model": ", ".join(model["malicious"]),
         "trial": model.get("trial_id", ""),
         **{name: f"{score[name]:.3f}" if name in score else "" for name in console.VERDICT},
         "verdict": "; ".join(in_bounds(*pair) for pair in model.get("concepts", {}).items()),

@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
     with open_tracker(config, fingerprint) as tracker:
         chosen = run_search(layout, examined, tracker, fingerprint)
     if not any(model["registered"] for model in chosen):
-        raise GateRefused(*(f"gate: {m['malicious']}: {m['refused']}" for m in chosen))
+        raise GateRefused(*(f"gate: {', '.join(m['malicious'])}: {m['refused']}" for m in chosen))
     return console.OK
 
 
@@ -88,7 +88,8 @@ def run_search(
             def on_trial(trial: Trial) -> None:
                 track(tracker, config, trial, fingerprint)
                 for arm in trial.arms:
-                    progress.scored(arm["malicious"], arm["objective"], f"trial {trial.trial_id}")
+                    against = ", ".join(arm["malicious"])
+                    progress.scored(against, arm["objective"], f"trial {trial.trial_id}")
                 for line in verdicts_of(trial):
                     progress.say(f"trial {trial.trial_id}: {line}")
 
@@ -115,7 +116,8 @@ def run_search(
 def verdicts_of(trial: Trial) -> list[str]:
     """One line for each model of a trial, or the reason why the trial ended without one."""
     return [
-        f"{arm['malicious']}: resistance {arm['resistance']:.3f}, retention {arm['retention']:.3f}"
+        f"{', '.join(arm['malicious'])}: resistance {arm['resistance']:.3f}, "
+        f"retention {arm['retention']:.3f}"
         for arm in trial.arms
     ] or [trial.reason]
 
@@ -192,16 +194,15 @@ def track(tracker: Tracker, config: StudyConfig, trial: Trial, fingerprint: str)
 
 def choose(arm: Arm, judged: list[Judgement], tracker: Tracker) -> dict[str, Any]:
     """The outcome of one released model: its best finalist, which is registered if it passes the gate."""
-    malicious = ", ".join(arm.malicious)
     own = [j for j in judged if j.finalist.arm.malicious == arm.malicious]
     if not own:
         return {
-            "malicious": malicious,
+            "malicious": list(arm.malicious),
             "registered": None,
             "refused": "no trial left a model to judge",
         }
     for judgement in own:
-        say(f"gate         {malicious}: {judgement}")
+        say(f"gate         {', '.join(arm.malicious)}: {judgement}")
     best = max(own, key=lambda judgement: judgement.rank)
     released = {"registered": None} if best.refusals else release(best, tracker)
     return best.summary() | released
@@ -228,7 +229,7 @@ def conclude(config: StudyConfig, tracker: Tracker, chosen: list[dict[str, Any]]
     """Give the study's outcome to the tracker, and say where everything is."""
     summary = config.study_dir / "summary.json"
     metrics = {
-        f"{kind}/{slug(model['malicious'])}/{name}": value
+        f"{kind}/{slug(', '.join(model['malicious']))}/{name}": value
         for model in chosen
         for kind, score in (
             ("best", {name: model[name] for name in VERDICT if name in model}),

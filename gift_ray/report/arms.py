@@ -57,7 +57,7 @@ def searched(
                     group=f"{trial['trial_id']}/{malicious}",
                     trial_id=trial["trial_id"],
                     malicious=tuple(model["malicious"]),
-                    chosen=best.get(malicious) == trial["trial_id"],
+                    chosen=best.get(tuple(model["malicious"])) == trial["trial_id"],
                     outline=model,
                     scorecard=model["scorecard"],
                 )
@@ -65,17 +65,19 @@ def searched(
     return sorted(arms, key=lambda arm: not arm.chosen)
 
 
-def _best(trials: list[dict[str, Any]], summary: dict[str, Any] | None) -> dict[str, str]:
+def _best(
+    trials: list[dict[str, Any]], summary: dict[str, Any] | None
+) -> dict[tuple[str, ...], str]:
     """Malicious concepts of a model -> the trial that the job chose, or the best so far."""
-    best: dict[str, tuple[float, str]] = {}
+    best: dict[tuple[str, ...], tuple[float, str]] = {}
     for trial in trials:
         for verdict in trial["arms"]:
-            name, objective = verdict["malicious"], verdict["objective"]
+            name, objective = tuple(verdict["malicious"]), verdict["objective"]
             if name not in best or objective > best[name][0]:
                 best[name] = (objective, trial["trial_id"])
     chosen = summary["chosen"] if summary else []
     return {name: trial_id for name, (_, trial_id) in best.items()} | {
-        model["malicious"]: model["trial_id"] for model in chosen if "trial_id" in model
+        tuple(model["malicious"]): model["trial_id"] for model in chosen if "trial_id" in model
     }
 
 
@@ -97,7 +99,12 @@ def compared(
                     malicious=tuple(model["malicious"]),
                     chosen=True,
                     outline=model,
-                    scorecard=cards.get(defense, {}).get(malicious),
+                    scorecard=_card(cards.get(defense, []), model["malicious"]),
                 )
             )
     return arms
+
+
+def _card(cards: list[dict[str, Any]], malicious: list[str]) -> dict[str, Any] | None:
+    """The scorecard of the model against these concepts, if it has one."""
+    return next((card for card in cards if card["malicious"] == malicious), None)

@@ -58,7 +58,7 @@ def concept_cards(
         together = config.concepts.mode != "per_concept"
         group = [c.name for c in config.concepts.malicious] if together else [concept.name]
         chosen = summary["chosen"] if summary else []
-        found = next((m for m in chosen if m["malicious"] == ", ".join(group)), None)
+        found = next((m for m in chosen if m["malicious"] == group), None)
         status, reason, model = _decision(found, trials, ended=summary is not None)
         numbers: dict[str, Any] = {}
         if arm and arm.scorecard:

@@ -35,8 +35,8 @@ def parallel(study: Study) -> go.Figure:
             x=list(range(len(axes))),
             y=[heights[name][i] for name in axes],
             mode="lines+markers",
-            name=text(f"against {row.malicious}"),
-            legendgroup=row.malicious,
+            name=text(f"against {', '.join(row.malicious)}"),
+            legendgroup=str(group),
             showlegend=row.malicious not in set(table["malicious"][:i]),
             line={
                 "color": COLOURS[group % len(COLOURS)],

@@ -36,7 +36,7 @@ def points(study: Study) -> pd.DataFrame:
             "label": arm.label,
             "kind": arm.group if study.rivals else f"against {', '.join(arm.malicious)}",
             "trial_id": arm.trial_id,
-            "malicious": ", ".join(arm.malicious),
+            "malicious": arm.malicious,
             "chosen": arm.chosen,
             "resistance": arm.scorecard["resistance"],
             "worst_resistance": arm.scorecard["resistance_low"],

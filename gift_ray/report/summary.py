@@ -72,9 +72,10 @@ def summarize_comparison(
         "study": config.name,
         "fingerprint": fingerprint,
         "scorecards": {
-            defense: {
-                ", ".join(arm.malicious): asdict(scorecard(yardstick, arm)) for arm in plan.defended
-            }
+            defense: [
+                {"malicious": list(arm.malicious), **asdict(scorecard(yardstick, arm))}
+                for arm in plan.defended
+            ]
             for defense, plan in plans.items()
         },
         "judges": judges_table(yardstick),

@@ -71,7 +71,7 @@ class Judgement:
     def summary(self) -> dict[str, Any]:
         """As JSON values for summary.json."""
         return {
-            "malicious": ", ".join(self.finalist.arm.malicious),
+            "malicious": list(self.finalist.arm.malicious),
             "trial_id": self.finalist.trial_id,
             "values": dict(self.finalist.values),
             **self.finalist.searched,
@@ -139,7 +139,7 @@ def finalists(config: StudyConfig, trials: Sequence[Mapping[str, Any]]) -> list[
             (verdict, trial)
             for trial in trials
             for verdict in trial["arms"]
-            if verdict["malicious"] == ", ".join(arm.malicious)
+            if verdict["malicious"] == list(arm.malicious)
         ]
         verdicts.sort(key=lambda pair: (-pair[0]["objective"], -pair[0]["retention"]))
         for verdict, trial in verdicts[:top_k]:

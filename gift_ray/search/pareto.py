@@ -21,18 +21,23 @@ def front_of(points: Sequence[Sequence[float]]) -> list[int]:
     return front
 
 
-def fronts(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Malicious concepts of a model -> ids of the trials on its front, among the feasible ones.
+def fronts(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each released model its `malicious` concepts, and the ids of the feasible `trials` on its front.
 
     Args:
         trials: ended trials as dicts (see `gift_ray.records.trials.Trial`).
     """
-    models: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    models: dict[tuple[str, ...], list[tuple[str, Mapping[str, Any]]]] = {}
     for trial in trials:
         for arm in trial["arms"]:
             if arm["feasible"]:
-                models.setdefault(arm["malicious"], []).append((trial["trial_id"], arm))
-    return {
-        name: [own[i][0] for i in front_of([(a["retention"], a["resistance"]) for _, a in own])]
-        for name, own in models.items()
-    }
+                models.setdefault(tuple(arm["malicious"]), []).append((trial["trial_id"], arm))
+    return [
+        {
+            "malicious": list(names),
+            "trials": [
+                own[i][0] for i in front_of([(a["retention"], a["resistance"]) for _, a in own])
+            ],
+        }
+        for names, own in models.items()
+    ]

@@ -324,7 +324,9 @@ def evaluate(
         arms = [_verdict(yardstick, arm, None if last else done) for arm in layout.defended]
         dead = not last and not any(arm["feasible"] for arm in arms)
         state: State = "complete" if last else "infeasible" if dead else "running"
-        reason = "; ".join(f"{arm['malicious']}: {arm['reason']}" for arm in arms if arm["reason"])
+        reason = "; ".join(
+            f"{', '.join(arm['malicious'])}: {arm['reason']}" for arm in arms if arm["reason"]
+        )
         yield Outcome(number, len(ladder) - 1, state, reason, arms, costs.seconds(own, study_dir))
         if dead:
             return
@@ -366,4 +368,4 @@ def _verdict(yardstick: Yardstick, arm: Arm, attacks: Sequence[Key] | None) -> d
         found, names = scorecard(yardstick, arm), [*names, "worst_retention"]
     else:
         found = outlook(yardstick, arm, [key for key in attacks if key in arm.attacks])
-    return {"malicious": ", ".join(arm.malicious)} | {name: getattr(found, name) for name in names}
+    return {"malicious": list(arm.malicious)} | {name: getattr(found, name) for name in names}

@@ -33,7 +33,7 @@ def trial(name: str, beta: float, *models: dict[str, Any], reason: str = "") -> 
 
 def model(malicious: str, objective: float, reason: str = "") -> dict[str, Any]:
     return {
-        "malicious": malicious, "objective": objective, "resistance": 0.25, "retention": 0.75,
+        "malicious": [malicious], "objective": objective, "resistance": 0.25, "retention": 0.75,
         "reason": reason,
     }  # fmt: skip
 

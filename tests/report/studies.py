@@ -96,9 +96,10 @@ class Builder:
                 self.labels = {}
                 models.append(self._arm(f"{defense} against {name}", (name,), strength))
             rivals.append([defense, models])
-            cards[defense] = {
-                name: self._scorecard(name, strength, number) for name in self.recipe.malicious
-            }
+            cards[defense] = [
+                {"malicious": [name], **self._scorecard(name, strength, number)}
+                for name in self.recipe.malicious
+            ]
             spread = {"resistance": strength, "low": strength - 0.1, "high": strength + 0.1}
             kept = {"retention": 0.9, "worst_retention": 0.8}
             rows.append(
@@ -167,7 +168,7 @@ class Builder:
                 models[-1]["scorecard"] = self._scorecard(name, strength, number)
         arms = [
             {
-                "malicious": m["malicious"][0],
+                "malicious": m["malicious"],
                 **{
                     n: m["scorecard"][n]
                     for n in ("objective", "resistance", "retention", "feasible", "reason")
@@ -235,7 +236,7 @@ class Builder:
         scored = [trial for trial in trials if trial["arms"]]
         if not scored:
             return [
-                {"malicious": name, "registered": None, "refused": "every trial failed"}
+                {"malicious": [name], "registered": None, "refused": "every trial failed"}
                 for name in self.recipe.malicious
             ]
         version = {
@@ -247,7 +248,7 @@ class Builder:
         }
         return [
             {
-                "malicious": name,
+                "malicious": [name],
                 "trial_id": scored[-1]["trial_id"],
                 "registered": version if self.recipe.registered else None,
                 "refused": ""

@@ -99,7 +99,7 @@ def trials(config: StudyConfig, checkpoints: dict[str, str]) -> list[dict[str, A
         (arm,) = layout.defended
         card = scorecard(Yardstick.of(layout, config.study_dir), arm)
         verdict = {n: getattr(card, n) for n in ("objective", "resistance", "retention")}
-        arms = [{"malicious": "cat", **verdict}]
+        arms = [{"malicious": ["cat"], **verdict}]
         rows.append({"trial_id": name, "values": {"defense.path": path}, "arms": arms})
     return rows
 

@@ -28,7 +28,7 @@ def study(**search: Any) -> StudyConfig:
 
 def arm(objective: float, retention: float = 0.9, resistance: float = 0.5) -> dict[str, Any]:
     return {
-        "malicious": "cat", "objective": objective, "retention": retention,
+        "malicious": ["cat"], "objective": objective, "retention": retention,
         "resistance": resistance, "feasible": objective >= 0, "reason": "",
     }  # fmt: skip
 
@@ -128,7 +128,7 @@ class TestPruning:
         assert is_hopeless("bound", outcome(0.4), others)
         assert not is_hopeless("bound", outcome(0.41), others)
         # A second model of the trial, without a rival so far.
-        free = replace(outcome(0.1), arms=[arm(0.1), arm(0.0) | {"malicious": "dog"}])
+        free = replace(outcome(0.1), arms=[arm(0.1), arm(0.0) | {"malicious": ["dog"]}])
         assert not is_hopeless("bound", free, others)
 
     def test_like_is_compared_with_like(self) -> None:
@@ -247,4 +247,6 @@ def test_the_front_is_what_nothing_feasible_beats() -> None:
         complete(i, 0.1, 0.0, arms=[arm(0.0, *row) | {"feasible": row[0] > 0.8}])
         for i, row in enumerate(rows)
     ]
-    assert fronts([asdict(t) for t in trials]) == {"cat": ["t-0", "t-1", "t-4"]}
+    assert fronts([asdict(t) for t in trials]) == [
+        {"malicious": ["cat"], "trials": ["t-0", "t-1", "t-4"]}
+    ]
