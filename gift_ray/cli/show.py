@@ -1,4 +1,4 @@
-"""Show what a study found: its trials, the verdict on each released model, and a benchmark's standings.
+"""Show what a study found: its trials, the verdict on each model, and a benchmark's standings.
 
     gift-ray show runs/demo
 
@@ -23,11 +23,17 @@ def main(arguments: argparse.Namespace) -> int:
     standings = folder / "benchmark" / "standings.md"
     if standings.exists():
         say(standings.read_text(encoding="utf-8"))
+    single = _single_models(folder)
+    for title, model in single:
+        say(title)
+        console.console.print(console.verdict(model["scorecard"]))
     study = _read(folder / "study.json")
-    if study is None and standings.exists():
+    if study is None and (single or standings.exists()):
         return console.OK
     if study is None:
-        raise DataError(f"{folder}: no study.json; give a study's folder, as runs/demo")
+        raise DataError(
+            f"{folder}: nothing of a study is there; give the folder of one that was run, as runs/demo"
+        )
     trials = [_read(path) for path in sorted((folder / "trials").glob("*.json"))]
     rows = [t for t in trials if t and t["fingerprint"] == study["fingerprint"]]
     searched = list(study["config"]["search"]["space"]) if study["config"]["search"] else []
@@ -47,6 +53,21 @@ def main(arguments: argparse.Namespace) -> int:
             say(f"model        {model['folder']}")
     say(f"report       {folder / 'report.html'}")
     return console.OK
+
+
+def _single_models(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The models of `gift-ray immunize` and those of `gift-ray attack`, each with what it is called."""
+    found = []
+    for path in sorted(folder.glob("immunize-*.json")):
+        for model in (_read(path) or {}).get("released", ()):
+            found.append((f"immunized    {model['folder']}", model))
+    for path in sorted(folder.glob("attack-*.json")):
+        if model := _read(path):
+            title = (
+                f"attacked     {model['model']} (report: {path.with_suffix('') / 'report.html'})"
+            )
+            found.append((title, model))
+    return found
 
 
 def verdict(model: dict[str, Any]) -> dict[str, str]:

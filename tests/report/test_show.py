@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from cards import attack, card, concept, sure
 from studies import build
 
 from gift_ray.cli.command import main
@@ -53,8 +55,23 @@ def test_a_study_that_still_runs_shows_what_has_ended(
     assert "not finished: 2 trials have ended" in text
 
 
+def test_one_immunization_and_an_attack_on_a_checkpoint_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These commands search nothing, and leave no list of trials."""
+    found = asdict(card({"cat": concept({"lora/dino": attack({0: 0.1, 9: 0.2})})},
+                        {"safe prompts": sure(0.9)}))  # fmt: skip
+    released = [{"scorecard": found, "folder": "runs/cat/models/one"}]
+    (tmp_path / "immunize-joint.json").write_text(json.dumps({"released": released}))
+    (tmp_path / "attack-abc.json").write_text(json.dumps({"model": "theirs", "scorecard": found}))
+    text = " ".join(shown(tmp_path, capsys).split())
+    assert "runs/cat/models/one" in text
+    assert "theirs (report:" in text
+    assert text.count("resists; lora/dino") == 2
+
+
 def test_a_folder_that_is_no_study_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["show", str(tmp_path)]) == 2
-    assert "no study.json; give a study's folder" in capsys.readouterr().err
+    assert "nothing of a study is there" in capsys.readouterr().err
