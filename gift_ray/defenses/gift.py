@@ -4,10 +4,12 @@ It alternates an inner step of prior preservation over the whole denoiser (alpha
 step of immunization over the cross-attention parameters psi (alpha_outer, D_M). Both update the same weights,
 and nothing is rolled back. The defaults are those that measured best; `gift_paper` follows the paper exactly.
 
-Two options go beyond the paper. `path` takes the outer gradient at a random point between the released
+Four options go beyond the paper. `path` takes the outer gradient at a random point between the released
 weights and the base's. The training of an attacker leads back towards the base, which still knows the
-concept, so the way there is blocked as well. `prior_loss: distillation` keeps the released model near the
-base's own predictions on D_S.
+concept, so the way there is blocked as well. `retreat` then releases a point on that way instead of its end:
+the concept is blocked there too, and much less of everything else is lost. `prior_loss: distillation` keeps
+the released model near the base's own predictions on D_S, and `random_words` also under captions in which one
+word is a random one of the tokenizer's, so that what no image of D_S shows is kept as well.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from gift_ray.training.diffusion import (
 )
 from gift_ray.training.loop import Level, OptimizerName, Report, train
 from gift_ray.training.maximization import MaxLoss, max_loss
-from gift_ray.training.path import on_the_way
+from gift_ray.training.path import on_the_way, step_back
 from gift_ray.training.preservation import Preservation, PriorLoss
 from gift_ray.training.representation import NoiseDistance, NoiseKind, NoiseTarget
 from gift_ray.training.schedules import falling
@@ -81,9 +83,18 @@ class Gift(Defense):
     caption_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of D_S that the inner level sees without its caption"
     )
+    random_words: float = Field(
+        0.0, ge=0, le=1,
+        description="share of D_S that the inner level sees with one word of the caption replaced by a "
+        "random one; distillation only",
+    )  # fmt: skip
     path: float = Field(
         0.0, ge=0, le=0.95,
         description="the outer gradient is taken at a random share of the way to the base, up to this",
+    )  # fmt: skip
+    retreat: float = Field(
+        0.0, ge=0, le=0.95,
+        description="share of the way back to the base that the released weights go in the end",
     )  # fmt: skip
     decay: float = Field(
         0.0,
@@ -111,6 +122,10 @@ class Gift(Defense):
     def _something_immunizes(self) -> Gift:
         if self.beta == self.max_weight == 0:
             raise ValueError("beta and max_weight are both 0: nothing would immunize; raise one")
+        if self.random_words and self.prior_loss != "distillation":
+            raise ValueError(
+                "random_words needs prior_loss: distillation, since such a caption is not the image's"
+            )
         return self
 
     def immunize(
@@ -142,6 +157,8 @@ class Gift(Defense):
         levels = {"inner": run.inner, "outer": run.outer}
         steps = run.rounds + self.tail_steps
         train(run.step, steps, levels, report, advice="lower alpha_outer or beta")
+        if self.retreat:
+            step_back(released, model, self.retreat)
         return released
 
     def _level(self, model: Backbone, group: ParameterGroup, rate: float) -> Level:

@@ -4,12 +4,14 @@ The classifier is zero-shot CLIP (Radford et al. 2021) over a list of names, whi
 of the concept, or any image classifier of transformers. An image counts as recognised if the first choice is
 one of the concept's names (`recognized_as`). Images that belong to no concept, such as those of safe prompts,
 count if the first choice is the name in their own prompt.
+
+A classifier must choose something even for an image that shows nothing. The built-in one has a class for
+that; of any other, the judges' check asks whether it takes destroyed images for the concept.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
@@ -19,7 +21,9 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gift_ray.data.naming import is_named
 from gift_ray.errors import ModelError
+from gift_ray.models.builtin import NOTHING
 from gift_ray.models.encoders import (
     clip_encoder,
     image_classifier,
@@ -80,8 +84,10 @@ class Recognition(Metric):
 
     @cached_property
     def _choices(self) -> tuple[str, ...]:
+        if self.classifier is not None:
+            return labels_of(self.classifier)
         if self.names == "builtin":
-            return labels_of(self.classifier or "builtin")
+            return tuple(name for name in labels_of("builtin") if name != NOTHING)
         return self.names
 
     def measure(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:
@@ -102,11 +108,7 @@ class Recognition(Metric):
 
     def named_in(self, prompt: str) -> tuple[str, ...]:
         """The longest known name that the prompt holds as a whole word; () if there is none."""
-        found = [
-            name
-            for name in self._choices
-            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt, re.IGNORECASE)
-        ]
+        found = [name for name in self._choices if is_named(name, prompt)]
         return (max(found, key=len),) if found else ()
 
     def _distribution(self, images: Sequence[Image.Image], context: MetricContext) -> np.ndarray:

@@ -64,6 +64,7 @@ class ReleasedModels:
             inputs={**self._data(group), **models},
             merge=options,
             concepts=group,
+            names=self._names(group),
             model=self.config.model,
         )
         if options.polish_steps == 0:
@@ -95,9 +96,14 @@ class ReleasedModels:
             inputs={**data, **({"model": given} if given else {})},
             defense=defense,
             concepts=group if trains else (),
+            names=self._names(group) if trains else (),
             model=self.config.model,
             seed=self.config.seed,
         )
+
+    def _names(self, group: tuple[str, ...]) -> tuple[str, ...]:
+        """What the concepts of a group may be called."""
+        return tuple(n for c in self.config.concepts.malicious if c.name in group for n in c.names)
 
     def _data(self, group: tuple[str, ...]) -> dict[str, Step]:
         return {"prior": self.prior, **{f"concept/{name}": self.concepts[name] for name in group}}

@@ -15,6 +15,8 @@ from gift_ray.config.plugin_choice import SourceConfig
 from gift_ray.config.read_config import load_config, right_parts, with_values
 from gift_ray.config.schema import FITTING, ConceptConfig, StudyConfig
 from gift_ray.config.search_space import Range
+from gift_ray.data.drawn import DrawnSource
+from gift_ray.data.naming import names_any
 from gift_ray.errors import ConfigError, GiftError
 from gift_ray.models.encoders import locate_encoder
 from gift_ray.models.locate import locate
@@ -131,8 +133,8 @@ def require_all(*checks: Callable[[], object]) -> None:
 def check_data(config: StudyConfig) -> None:
     """Read every image that needs no model, so that bad data is found before any worker starts.
 
-    Files beside the images that are not used, and captions that the model does not read to their end, are
-    reported as warnings.
+    Files beside the images that are not used, captions that the model does not read to their end, and images
+    of D_S that a concept's model is not trained on, are reported as warnings.
 
     Raises:
         DataError: the mistakes of all concepts, of D_S and of the benign images that attackers bring.
@@ -161,6 +163,15 @@ def _check_prior(config: StudyConfig) -> None:
     source = config.prior.source
     captions = check_source(source, config.seed)
     check_captions(locate(config.model), "prior.source", captions, sensitive=_is_sensitive(source))
+    plugin: plugins.Source = plugins.build("sources", source.name, source.options)
+    drawn = plugin.drawn_prompts() if isinstance(plugin, DrawnSource) else ()
+    for concept in config.concepts.malicious:
+        named = [c for c in (*captions.values(), *drawn) if names_any(concept.names, c)]
+        if named:
+            logging.getLogger(__name__).warning(
+                "prior.source: %d of %d images name %r in their caption and are left out of its D_S.",
+                len(named), len(captions) + len(drawn), concept.name,
+            )  # fmt: skip
 
 
 def _is_sensitive(source: SourceConfig) -> bool:

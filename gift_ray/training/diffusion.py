@@ -68,6 +68,16 @@ class Examples:
         captions = tuple(self.captions[i] for i in index.tolist())
         return Batch(latents, self.conditioning[index], keys, captions)
 
+    def take(self, rows: Sequence[int]) -> Examples:
+        """Some of the examples, in the order of `rows`."""
+        return Examples(
+            self.latents_mean[rows],
+            self.latents_std[rows],
+            self.conditioning[rows],
+            tuple(self.keys[i] for i in rows),
+            tuple(self.captions[i] for i in rows),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:

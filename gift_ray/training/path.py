@@ -16,14 +16,20 @@ def on_the_way(model: Backbone, base: Backbone, share: float) -> Iterator[None]:
     if share == 0:
         yield
         return
-    weights, goal = model.parameters("all"), base.parameters("all")
+    weights = model.parameters("all")
     saved = {name: weight.detach().clone() for name, weight in weights.items()}
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.lerp_(goal[name], share)
+    step_back(model, base, share)
     try:
         yield
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(saved[name])
+
+
+@torch.no_grad()
+def step_back(model: Backbone, base: Backbone, share: float) -> None:
+    """Move the model's weights to theta + share (theta_0 - theta), theta_0 the base's."""
+    goal = base.parameters("all")
+    for name, weight in model.parameters("all").items():
+        weight.lerp_(goal[name], share)

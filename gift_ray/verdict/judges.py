@@ -1,7 +1,8 @@
 """The check of the judges: whether a measure can tell real images of a concept from other images.
 
 The scores of real images of the concept (each measured against the remaining ones) are compared with the
-scores of real images of its controls and of the base's images of safe prompts. A measure that ranks them
+scores of real images of its controls, of the base's images of safe prompts, and of images that show nothing.
+A measure that ranks them
 wrongly too often is called blind for that concept: it is still reported, but is not part of the verdict. All
 of this is computed from scores; nothing is read or written.
 """
@@ -26,11 +27,11 @@ class Reading:
 
     Attributes:
         auc: the chance that an image of the concept scores above one that does not show it, against the
-            controls (`auc_control`) or the safe prompts (`auc_safe`), whichever is worse; NaN without such
-            images.
-        d_prime: the distance between both distributions of scores, again the worse of the two.
+            controls (`auc_control`), the safe prompts (`auc_safe`) or the destroyed images (`auc_broken`),
+            whichever is worst; NaN without such images.
+        d_prime: the distance between both distributions of scores, again the worst.
         tpr, fpr: true and false positive rate of a measure that says yes or no; NaN for others.
-        n: the numbers of images of the concept, of its controls and of safe prompts.
+        n: the numbers of images of the concept, of its controls, of safe prompts, and destroyed ones.
     """
 
     concept: str
@@ -39,29 +40,32 @@ class Reading:
     d_prime: float
     auc_control: float
     auc_safe: float
+    auc_broken: float
     tpr: float
     fpr: float
-    n: tuple[int, int, int]
+    n: tuple[int, int, int, int]
 
     @classmethod
     def of(
-        cls, concept: str, measure: str, real: np.ndarray, control: np.ndarray, safe: np.ndarray
-    ) -> Reading:
-        """From the scores of real images of the concept, of its controls and of safe prompts.
+        cls, concept: str, measure: str, real: np.ndarray, control: np.ndarray, safe: np.ndarray,
+        broken: np.ndarray,
+    ) -> Reading:  # fmt: skip
+        """From the scores of real images of the concept, of its controls, of safe prompts, and destroyed.
 
         Scores that are NaN belong to images that could not be scored, and are left out.
         """
-        real, control, safe = (side[~np.isnan(side)] for side in (real, control, safe))
-        sides = [area_under_roc(real, side) for side in (control, safe)]
-        apart = [d_prime(real, side) for side in (control, safe)]
-        others = np.concatenate([control, safe])
+        real, *unlike = (s[~np.isnan(s)] for s in (real, control, safe, broken))
+        sides = [area_under_roc(real, side) for side in unlike]
+        apart = [d_prime(real, side) for side in unlike]
+        others = np.concatenate(unlike)
         says_yes = is_yes_or_no(np.concatenate([real, others]))
         return cls(
             concept, measure,
-            auc=_least(sides), d_prime=_least(apart), auc_control=sides[0], auc_safe=sides[1],
+            auc=_least(sides), d_prime=_least(apart),
+            auc_control=sides[0], auc_safe=sides[1], auc_broken=sides[2],
             tpr=float(real.mean()) if says_yes and len(real) else math.nan,
             fpr=float(others.mean()) if says_yes and len(others) else math.nan,
-            n=(len(real), len(control), len(safe)),
+            n=(len(real), len(unlike[0]), len(unlike[1]), len(unlike[2])),
         )  # fmt: skip
 
     def reads(self, least: float = LEAST_AUC) -> bool:
@@ -70,10 +74,10 @@ class Reading:
 
     def __str__(self) -> str:
         rates = "" if math.isnan(self.tpr) else f", TPR {self.tpr:.2f}, FPR {self.fpr:.2f}"
-        real, control, safe = self.n
+        real, control, safe, broken = self.n
         return (
             f"{self.concept} by {self.measure}: AUC {self.auc:.2f}, d' {self.d_prime:.1f}{rates} "
-            f"({real} images against {control} of controls and {safe} of safe prompts)"
+            f"({real} images against {control} of controls, {safe} of safe prompts and {broken} destroyed)"
         )
 
 

@@ -104,7 +104,8 @@ def read_judges(plan: Plan, study_dir: Path) -> list[Reading]:
     found = []
     for concept, step in plan.judges.items():
         table = numbers(step.folder(study_dir))
-        sides = {name: table[table["group"] == name] for name in ("concept", "control", "safe")}
+        groups = ("concept", "control", "safe", "broken")
+        sides = {name: table[table["group"] == name] for name in groups}
         found += [
             Reading.of(
                 concept, measure, *(side[measure].to_numpy(float) for side in sides.values())

@@ -174,6 +174,21 @@ def test_dropped_captions_become_the_empty_prompt(model: StableDiffusion, d_s: E
         torch.testing.assert_close(tokens[kept], batch.conditioning.tokens[kept])
 
 
+def test_the_released_weights_retreat_by_a_share_of_the_way_to_the_base(
+    model: StableDiffusion, d_m: Examples, d_s: Examples, tmp_path: Any
+) -> None:
+    def released(name: str, retreat: float) -> dict[str, Tensor]:
+        gift = Gift(**LETTER, max_train_steps=4, path=0.8, retreat=retreat)
+        journal = LocalJournal(tmp_path / name, every=100)
+        return weights(gift.immunize(model, [d_m], d_s, seeds=SEEDS, report=journal))
+
+    end, back, base = released("end", 0.0), released("back", 0.4), weights(model)
+    assert not all(torch.equal(end[name], base[name]) for name in base)
+    for name, theta in end.items():
+        expected = theta + 0.4 * (base[name] - theta)
+        torch.testing.assert_close(back[name], expected, rtol=0, atol=1e-14)
+
+
 def test_a_killed_path_immunization_continues_bit_for_bit(
     tiny_model: StableDiffusion, malicious: Examples, safe: Examples, tmp_path: Any
 ) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tiny import make_encoders
 
 from gift_ray.metrics.recognition import Recognition
-from gift_ray.models.builtin import BUNDLE
+from gift_ray.models.builtin import BUNDLE, NOTHING
 from gift_ray.models.encoders import clip_encoder
 from gift_ray.plugins import MetricContext, check
 
@@ -52,8 +52,17 @@ def test_any_of_a_concepts_names_counts(pictures: list[Image.Image]) -> None:
     assert metric.measure(pictures, context(*others)).tolist() == [0.0, 0.0, 0.0]
 
 
+def test_what_shows_nothing_is_called_nothing_by_the_builtin_classifier(
+    pictures: list[Image.Image],
+) -> None:
+    small = [picture.resize((32, 32)) for picture in pictures]
+    found = Recognition(classifier="builtin").examine(small, context("cat"))[1]
+    assert [next(iter(json.loads(f))) for f in found] == [NOTHING] * 3
+    assert NOTHING not in Recognition().known_names(), "CLIP has no such name to choose"
+
+
 def test_without_a_concept_the_prompts_own_noun_counts(pictures: list[Image.Image]) -> None:
-    metric = Recognition(classifier="builtin")
+    metric = Recognition(names=("cat", "bomb", "zebra"))
     first = next(iter(json.loads(metric.examine(pictures, context("cat"))[1][0])))
     prompts = (f"a noto style emoji of a {first}", f"an emoji of a x{first}x", "nothing")
     values = metric.measure(pictures, context(prompts=prompts))

@@ -222,7 +222,8 @@ class Builder:
         ]  # fmt: skip
         judges = [
             {"concept": name, "measure": measure, "auc": auc, "d_prime": 3.0, "auc_control": auc,
-             "auc_safe": auc, "tpr": math.nan, "fpr": math.nan, "n": [2, 2, 4], "blind": auc < 0.9}
+             "auc_safe": auc, "auc_broken": auc, "tpr": math.nan, "fpr": math.nan, "n": [2, 2, 4, 8],
+             "blind": auc < 0.9}
             for name in self.recipe.malicious
             for measure, auc in (("clip_image", 0.99), ("lpips", 0.62))
         ]  # fmt: skip

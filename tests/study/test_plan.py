@@ -110,7 +110,9 @@ def test_only_what_trains_is_marked_so(raw: dict[str, Any]) -> None:
         ("evaluation__metrics", [{"name": "clip_text"}, {"name": "clip_image"}, {"name": "dino"}],
          {"evaluate", "evaluate_references", "judge"}),
         ("evaluation__protocol", "imma_legacy", {"evaluate", "evaluate_references", "judge"}),
-        ("concepts__malicious__0__recognized_as", ["cat", "tiger"], {"evaluate", "judge"}),
+            # What D_S may not show is read by the defense too.
+            ("concepts__malicious__0__recognized_as", ["cat", "tiger"],
+             {"immunize", "attack", "sample", "evaluate", "judge"}),
         ("concepts__safe__0__validation_prompts", ["a palm"], {"attack", "evaluate"}),
         ("seeds", [1], {"attack", "evaluate"}),
         ("evaluation__seed", 9, {"sample", "evaluate", "judge"}),

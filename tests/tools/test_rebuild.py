@@ -20,6 +20,7 @@ from builtin_world.world import (
     openmoji_kept_back,
 )
 from gift_ray.config.schema import ModelConfig
+from gift_ray.models.builtin import NOTHING
 from gift_ray.models.encoders import VisionEncoder
 from gift_ray.models.families import base_model
 
@@ -77,7 +78,7 @@ def test_the_bundle_loads_as_the_package_loads_it(built: Path) -> None:
     assert base_model(ModelConfig(pretrained_model_name_or_path=str(folder)))
     assert VisionEncoder(built / "bundle" / "lpips")
     labels = json.loads((built / "bundle" / "lpips" / "config.json").read_text())["id2label"]
-    assert list(labels.values()) == [noun.name for noun in make_nouns()]
+    assert list(labels.values()) == [*(noun.name for noun in make_nouns()), NOTHING]
 
 
 def test_the_card_carries_what_was_measured(built: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from gift_ray.verdict.judges import Reading, area_under_roc, d_prime, require_ju
 
 
 def reading(
-    real: list[float], control: list[float], safe: list[float], measure: str = "m"
-) -> Reading:
-    return Reading.of("cat", measure, np.array(real), np.array(control), np.array(safe))
+    real: list[float], control: list[float], safe: list[float], broken: Sequence[float] = (),
+    measure: str = "m",
+) -> Reading:  # fmt: skip
+    sides = (np.array(side, dtype=float) for side in (real, control, safe, broken))
+    return Reading.of("cat", measure, *sides)
 
 
 def test_auc_counts_the_pairs_that_are_ranked_rightly() -> None:
@@ -49,6 +52,14 @@ def test_the_worse_side_counts() -> None:
     assert not found.reads()
 
 
+def test_a_measure_that_takes_destroyed_images_for_the_concept_is_blind() -> None:
+    found = reading([3, 4, 5], [0, 1], [0, 1], [4, 5, 6])
+    assert (found.auc_control, found.auc_safe) == (1.0, 1.0)
+    assert found.auc == found.auc_broken == pytest.approx(1.5 / 9 + 0.5 / 9)
+    assert not found.reads()
+    assert found.n == (3, 2, 2, 3)
+
+
 def test_a_side_without_images_does_not_count() -> None:
     assert reading([3.5, 4], [], [0, 1]).auc == 1.0
     nothing = reading([3.5, 4], [], [])
@@ -59,15 +70,18 @@ def test_rates_are_of_measures_that_say_yes_or_no() -> None:
     found = reading([1, 1, 1, 0], [0, 0], [0, 1])
     assert (found.tpr, found.fpr) == (0.75, 0.25)
     assert math.isnan(reading([0.4, 1.0], [0.1], [0.2]).tpr)
-    assert found.n == (4, 2, 2)
+    assert found.n == (4, 2, 2, 0)
 
 
 def test_unscored_images_are_left_out() -> None:
-    assert reading([1, math.nan], [0], [0]).n == (1, 1, 1)
+    assert reading([1, math.nan], [0], [0]).n == (1, 1, 1, 0)
 
 
 def test_a_concept_that_nothing_reads_is_refused_in_one_line() -> None:
-    blind, good = reading([1, 2], [1, 2], [1, 2], "lpips"), reading([2, 3], [0, 1], [0, 1], "dino")
+    blind, good = (
+        reading([1, 2], [1, 2], [1, 2], measure="lpips"),
+        reading([2, 3], [0, 1], [0, 1], measure="dino"),
+    )
     require_judges([blind, good], ["cat"])
     with pytest.raises(ConfigError, match=r"'cat'.*lpips 0\.50") as refused:
         require_judges([blind], ["cat"])

@@ -81,7 +81,7 @@ def test_the_check_trains_nothing_and_recognition_reads_what_it_knows(read: Stud
     assert weapon.auc >= 0.9
     assert weapon.tpr >= 0.8
     assert weapon.fpr <= 0.1
-    assert weapon.n == (8, 8, 8)
+    assert weapon.n == (8, 8, 8, 32)
 
 
 def test_attackers_in_an_unknown_style_are_refused(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ CC BY-SA 4.0: the pipeline (OpenMoji) and the judges (OpenMoji, EmojiOne).
 - Text encoder: the text tower of an early CLIP, trained contrastively on the judges' drawings.
 - UNet: noise prediction, min-SNR-5 weights, 10 % empty captions, averaged weights, Stable
   Diffusion's noise schedule. White ground, no flips: each picture faces one way.
-- ResNet (`lpips`): classifies the nouns at 64x64 pixels, with mixup. Its labels are the nouns.
+- ResNet (`lpips`): classifies the nouns at 64x64 pixels, with mixup. Its labels are the nouns, and
+  `nothing` for pictures that show none, such as broken models draw.
 - CLIP (`clip`): a new vision tower learns to meet the locked text tower of the early CLIP, from the
   names of all nouns, from captions that several pictures may share, and from the ResNet's answers.
   Vision patches of 8 pixels; 24 tokens a text, a vocabulary of {vocabulary:,}. The pipeline and the judge
@@ -92,6 +93,9 @@ NOUN"; DINO takes the noun of the nearest drawing that the judges learnt. Target
 >= 90 %, for CLIP and ResNet in every style. {judges_verdict}
 
 {judges}
+
+Of {nothing[n]} pictures that show nothing, made of held-out drawings in the ways in which it learnt such
+pictures, the ResNet takes {nothing[resnet]:.0%} for a noun. CLIP has no name for them, and must choose one.
 
 ### Can they tell a concept from its control?
 
@@ -119,14 +123,15 @@ PSNR {psnr_learnt} dB on drawings that it learnt from, {psnr_unseen} dB on OpenM
 """
 
 HISTORY = """
-The shipped vae, text encoder and unet did not begin from nothing but from the first built-in world's
-weights (`--start`; its steps: vae 1,400, decoder 500, clip 530, unet 4,600). Those knew noto, twemoji
-and fluent, also the drawings of them that now test the judges, and no OpenMoji. The judges began from
-nothing, but for CLIP's text tower. They came about in several resumed runs: the ResNet's first 1,700
-steps knew no streamline drawings, the unet's first 1,450 half as many random words. DINO's 300 steps
-were too few to tell nouns apart, and CLIP's 1,000 to read as well as the ResNet, which is the judge
-to use for recognition. A rebuild without `--start` trains everything from nothing, for more steps, and
-gives other weights.
+The shipped vae, text encoder and unet did not begin from nothing but from the first built-in
+world's weights (`--start`; its steps: vae 1,400, decoder 500, clip 530, unet 4,600). Those knew
+noto, twemoji and fluent, also the drawings of them that now test the judges, and no OpenMoji. The
+judges began from nothing, but for CLIP's text tower. They came about in several resumed runs: the
+ResNet's first 1,700 steps knew no streamline drawings, its first 2,600 no pictures of nothing,
+the unet's first 1,450 half as many random words. DINO's 300 steps were too few to tell nouns
+apart, and CLIP's 1,000 to read as well as the ResNet, which is the judge to use for recognition.
+A rebuild without `--start` trains everything from nothing, for more steps, and gives other
+weights.
 """
 
 
@@ -252,6 +257,7 @@ def write_card(world: World, bundle: Path, quality: dict, continued: bool) -> No
             1,
             "figures",
         ),
+        nothing=quality["nothing"],
         n_control=next(iter(concepts.values()))["n_control"],
         concepts=concepts_table(concepts),
         concepts_verdict=verdict(

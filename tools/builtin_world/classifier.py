@@ -9,17 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from builtin_world.nothing import nothings
 from builtin_world.pictures import SIZE, World
 from builtin_world.training import batches, channels_last, seeded, train, trained
 from builtin_world.views import Views
 from builtin_world.world import TRAIN
+from gift_ray.models.builtin import NOTHING
 
 BATCH = 64
+# How many more of a batch show nothing at all.
+EMPTY = 10
 
 
 def new_resnet(world: World) -> ResNetForImageClassification:
-    """A small ResNet for 64x64 inputs (32x32 pictures enlarged), one class per noun."""
-    names = dict(enumerate(noun.name for noun in world.nouns))
+    """A small ResNet for 64x64 inputs (32x32 pictures enlarged): one class per noun, and one for nothing."""
+    names = dict(enumerate([*(noun.name for noun in world.nouns), NOTHING]))
     config = ResNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 64, 128, 192],
@@ -50,14 +54,19 @@ def mixed(x: Tensor, noun: Tensor, classes: int, gen: torch.Generator) -> tuple[
 
 
 def train_resnet(world: World, work: Path, steps: int, views: Views) -> None:
-    """Classify the nouns, whatever the style; the hidden states serve as perceptual features."""
+    """Classify the nouns, whatever the style, and what shows none; the hidden states serve as perceptual
+    features."""
     gen = seeded(4, work, "resnet")
     order = batches(world.chosen(world.role == TRAIN), BATCH, gen)
 
     def loss_of(resnet: ResNetForImageClassification, step: int) -> Tensor:
         chosen = next(order)
         x = views(world.rgba[chosen], gen)
-        x, goal = mixed(x, world.noun[chosen], len(world.nouns), gen)
+        nothing = nothings(x[:EMPTY], views.vae, gen)
+        x, goal = mixed(x, world.noun[chosen], len(world.nouns) + 1, gen)
+        last = torch.full((len(nothing),), len(world.nouns))
+        x = torch.cat([x, nothing])
+        goal = torch.cat([goal, F.one_hot(last, goal.shape[1]).float()])
         seen = enlarged(x).to(memory_format=torch.channels_last)
         return F.cross_entropy(resnet(seen).logits, goal, label_smoothing=0.1)
 

@@ -145,7 +145,8 @@ def train_judge(world: World, work: Path, steps: int, views: Views, teacher: nn.
         similar, guess = model(both, x)
         to_names, to_captions = similar[:, : len(names)], similar[:, len(names) :]
         with torch.no_grad():
-            taught = (teacher(enlarged(x)).logits / 2).softmax(-1)
+            # Without the teacher's last class, which is of pictures that show no noun.
+            taught = (teacher(enlarged(x)).logits[:, : len(world.nouns)] / 2).softmax(-1)
         noun = world.noun[chosen]
         loss = F.cross_entropy(to_names, noun, label_smoothing=0.1)
         loss = loss + F.cross_entropy(guess, noun, label_smoothing=0.1)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification, ViTModel
 
 from builtin_world.captions import KEPT_WORD, generic, styled, tokenise, with_word
 from builtin_world.classifier import enlarged
+from builtin_world.nothing import nothings
 from builtin_world.pictures import World, on_white
 from builtin_world.world import BASE_STYLES, OPENMOJI, STYLE_NAMES, STYLES, TEST, TRAIN
 from gift_ray.sources.openmoji import OpenMoji
@@ -72,7 +73,7 @@ class Judges:
         return (self.clip.logit_scale.exp() * self.embed(x) @ self.texts.T).softmax(-1)
 
     def resnet_odds(self, x: Tensor) -> Tensor:
-        """The classifier's probabilities [n, nouns]."""
+        """The classifier's probabilities [n, nouns + 1]; the last is that of nothing."""
         parts = [self.resnet(enlarged(part)).logits for part in x.split(CHUNK)]
         return torch.cat(parts).softmax(-1)
 
@@ -93,6 +94,8 @@ class Judges:
 def judge_the_judges(world: World, judges: Judges, role: int = TEST) -> dict[str, dict]:
     """Per style: how often noun and kind of a held-out drawing are named rightly."""
     known = world.chosen(world.role == TRAIN)
+    # The classifier's last class has no kind.
+    kind_of = torch.cat([world.kind_of, torch.tensor([-1])])
     described = judges.describe(on_white(world.rgba))
     table = {}
     for s, style in enumerate(STYLE_NAMES):
@@ -109,9 +112,17 @@ def judge_the_judges(world: World, judges: Judges, role: int = TEST) -> dict[str
         row: dict = {"n": len(held)}
         for judge, guess in guesses.items():
             row[f"{judge}_noun"] = share(guess == noun)
-            row[f"{judge}_kind"] = share(world.kind_of[guess] == world.kind_of[noun])
+            row[f"{judge}_kind"] = share(kind_of[guess] == kind_of[noun])
         table[style] = row
     return table
+
+
+def mark_nothing(world: World, judges: Judges, vae: AutoencoderKL) -> dict[str, float]:
+    """How often the classifier takes pictures of nothing for a noun."""
+    held = world.chosen(world.role == TEST)
+    made = nothings(on_white(world.rgba[held]), vae, torch.Generator().manual_seed(30))
+    named = judges.resnet_odds(made).argmax(1) < len(world.nouns)
+    return {"n": len(made), "resnet": share(named)}
 
 
 # ---------------------------------------------------------------- concepts against their control
@@ -290,6 +301,7 @@ def measure(world: World, work: Path, bundle: Path, count: int = 50) -> dict:
         "how": f"Images of {count} nouns, evenly spaced in the alphabet, in each style: {STEPS} DDIM "
         f"steps, guidance {GUIDANCE}; named by the judges among all nouns.",
         "judges": judge_the_judges(world, judges),
+        "nothing": mark_nothing(world, judges, pipeline.vae),
         "concepts": weigh_concepts(world, judges),
         "drawings": mark_drawings(world, judges, pipeline, work / "drawings.png", count),
         "rare_token": mark_rare_token(world, judges, pipeline, work / "rare_token.png", count),

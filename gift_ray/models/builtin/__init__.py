@@ -3,3 +3,5 @@
 from pathlib import Path
 
 BUNDLE = Path(__file__).parent
+# The classifier's label of pictures that show nothing that has a name.
+NOTHING = "nothing"

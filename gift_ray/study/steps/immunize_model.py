@@ -12,6 +12,8 @@ from gift_ray import plugins
 from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import ModelConfig
 from gift_ray.data import examples
+from gift_ray.data.naming import names_any
+from gift_ray.errors import UnitFailed
 from gift_ray.models import families, locate
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Plugin
@@ -28,15 +30,17 @@ class ImmunizeModel(Step):
     """Writes unet.safetensors.
 
     Inputs: `prior`, `concept/NAME` for each of `concepts`, and `model` if the defense starts from another
-    model than the base. A defense that does not train reads neither concepts nor prior.
+    model than the base. `names` are what the concepts may be called. A defense that does not train reads
+    neither concepts nor prior.
     """
 
     kind: ClassVar[str] = "immunize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     data_parallel: ClassVar[bool] = True
 
     defense: DefenseConfig
     concepts: tuple[str, ...]
+    names: tuple[str, ...]
     model: ModelConfig
     seed: int
 
@@ -44,6 +48,7 @@ class ImmunizeModel(Step):
         return {
             "defense": self.plugin.identity(),
             "concepts": list(self.concepts),
+            "names": list(self.names),
             # Prepared data depends on the base as well, but the undefended model reads none.
             "model": locate.identity(self.model),
             "seed": self.seed,
@@ -59,7 +64,9 @@ class ImmunizeModel(Step):
 
     def _train(self, inputs: Inputs, journal: Journal) -> Backbone:
         d_m, d_s = (
-            defenders_data(self.concepts, inputs) if self.plugin.trains else ([], NO_EXAMPLES)
+            defenders_data(self.concepts, self.names, inputs)
+            if self.plugin.trains
+            else ([], NO_EXAMPLES)
         )
         given = families.base_model(self.model)
         if "model" in inputs:
@@ -85,9 +92,23 @@ class ImmunizeModel(Step):
         return Work(training_steps=sum(part.max_train_steps for part in parts))
 
 
-def defenders_data(concepts: Sequence[str], inputs: Inputs) -> tuple[list[Examples], Examples]:
-    """D_M of each concept, and D_S."""
+def defenders_data(
+    concepts: Sequence[str], names: Sequence[str], inputs: Inputs
+) -> tuple[list[Examples], Examples]:
+    """D_M of each concept, and D_S without the images whose caption names one of the concepts.
+
+    One D_S serves all models of a study, and it must not teach a model what D_M takes away from it.
+
+    Raises:
+        UnitFailed: no image of D_S is left.
+    """
     d_m = [
         examples.load_examples(inputs[f"concept/{name}"] / "D_M.safetensors") for name in concepts
     ]
-    return d_m, examples.load_examples(inputs["prior"] / "D_S.safetensors")
+    d_s = examples.load_examples(inputs["prior"] / "D_S.safetensors")
+    safe = [i for i, caption in enumerate(d_s.captions) if not names_any(names, caption)]
+    if not safe:
+        raise UnitFailed(
+            f"every image of D_S is of {', '.join(concepts)} by its caption; give prior.source others"
+        )
+    return d_m, d_s if len(safe) == len(d_s) else d_s.take(safe)

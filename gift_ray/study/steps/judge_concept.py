@@ -1,7 +1,8 @@
-"""The step that measures real images of a concept, of its controls, and the base's images of safe prompts.
+"""The step that measures what judges must tell apart: real images of a concept, and images without it.
 
-It runs before anything is trained. From its scores the judges' check tells which metrics can recognise the
-concept.
+The latter are real images of its controls, the base's images of safe prompts, and images that show nothing.
+The step runs before anything is trained. From its scores the judges' check tells which metrics can recognise
+the concept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from gift_ray.config.schema import EvaluationConfig
+from gift_ray.data.broken import broken
 from gift_ray.plugins import Metric, MetricContext
 from gift_ray.study.journal import Journal
 from gift_ray.study.measuring import image_metrics, load_images, measuring_identity
@@ -26,7 +28,10 @@ CONTROL = "control/"
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConcept(Step):
-    """Writes scores.parquet: a row for each image, with its `group` (concept, control or safe).
+    """Writes scores.parquet: a row for each image, with its `group` (concept, control, safe or broken).
+
+    Broken images are the concept's own, destroyed: a model that draws nothing must not count as one that
+    draws the concept.
 
     Inputs:
         concept: each image of its D_A is measured, with the others as references.
@@ -38,7 +43,7 @@ class JudgeConcept(Step):
     """
 
     kind: ClassVar[str] = "judge"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     evaluation: EvaluationConfig
     names: tuple[str, ...]
@@ -55,12 +60,14 @@ class JudgeConcept(Step):
             for image in load_images(folder, "D_A", self.evaluation)
         ]
         safe = load_images(inputs.get("safe"), "step-000000", self.evaluation)
-        groups = ["concept"] * len(real) + ["control"] * len(controls) + ["safe"] * len(safe)
-        table = pd.DataFrame({"group": groups})
+        others = {"control": controls, "safe": safe, "broken": broken(real, seed=0)}
+        counts = {"concept": len(real)} | {group: len(images) for group, images in others.items()}
+        table = pd.DataFrame({"group": [group for group, n in counts.items() for _ in range(n)]})
+        unlike = [image for images in others.values() for image in images]
         for name, metric in image_metrics(self.evaluation).items():
             if metric.judges_concepts:
-                others = self._scores(metric, [*controls, *safe], real)
-                table[name] = np.concatenate([self._each_against_others(metric, real), others])
+                alike = self._each_against_others(metric, real)
+                table[name] = np.concatenate([alike, self._scores(metric, unlike, real)])
         table.to_parquet(out / "scores.parquet")
         return {"images": table["group"].value_counts().to_dict()}
 

@@ -22,20 +22,22 @@ class MergeModels(Step):
     """Writes unet.safetensors. Inputs: `prior`, and `concept/NAME` and `model/NAME` for each concept."""
 
     kind: ClassVar[str] = "merge"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     merge: MergeConfig
     concepts: tuple[str, ...]
+    names: tuple[str, ...]
     model: ModelConfig
 
     def identity(self) -> dict[str, Any]:
         return {
             "merge": self.merge.model_dump(mode="json", exclude={"polish_steps"}),
             "concepts": list(self.concepts),
+            "names": list(self.names),
         }
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
-        d_m, d_s = defenders_data(self.concepts, inputs)
+        d_m, d_s = defenders_data(self.concepts, self.names, inputs)
         base = base_model(self.model)
         weights, values = merge_weights(
             {name: tensor.cpu() for name, tensor in base.weights().items()},
