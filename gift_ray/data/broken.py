@@ -17,8 +17,11 @@ CELLS = 6
 
 
 def broken(images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-    """Four images for each one, of its size: its tiles in another order, a dark patch where it was, smooth
-    noise in its colours, and one blurred out of recognition under noise."""
+    """Four images for each one, of its size.
+
+    They are its tiles in another order, a dark patch where it was, smooth noise in its colours, and the image
+    blurred out of recognition under noise.
+    """
     rng = np.random.default_rng(seed)
     made = [
         how(np.asarray(image.convert("RGB"), np.float64), rng)

@@ -38,7 +38,7 @@ from gift_ray.training.diffusion import (
 from gift_ray.training.loop import Level, OptimizerName, Report, train
 from gift_ray.training.maximization import MaxLoss, max_loss
 from gift_ray.training.path import on_the_way, step_back
-from gift_ray.training.preservation import Preservation, PriorLoss
+from gift_ray.training.preservation import Preservation, PriorLoss, concept_words
 from gift_ray.training.representation import NoiseDistance, NoiseKind, NoiseTarget
 from gift_ray.training.schedules import falling
 
@@ -145,7 +145,14 @@ class Gift(Defense):
             model=released,
             d_m=malicious if self.concept_sampling == "balanced" else [every],
             preservation=Preservation(
-                self.prior_loss, model, safe, self.train_batch_size, self.caption_dropout, seeds
+                kind=self.prior_loss,
+                base=model,
+                d_s=safe,
+                batch_size=self.train_batch_size,
+                caption_dropout=self.caption_dropout,
+                seeds=seeds,
+                random_words=self.random_words,
+                forbidden=concept_words(every.captions, safe.captions),
             ),
             inner=self._level(released, "all", self.alpha_inner),
             outer=self._level(released, self.parameter_group, self.alpha_outer),

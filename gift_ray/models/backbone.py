@@ -340,6 +340,10 @@ class Backbone(ABC):
         return images
 
     @abstractmethod
+    def words(self) -> list[str]:
+        """The words that the (first) tokenizer knows as one token each, in alphabetical order."""
+
+    @abstractmethod
     def pipeline(self) -> Any:
         """A plain diffusers pipeline around these weights."""
 

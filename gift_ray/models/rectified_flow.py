@@ -21,6 +21,7 @@ from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.models.loading import frozen, load_pipeline
 from gift_ray.models.placeholder import Placeholder
+from gift_ray.models.tokens import whole_words
 from gift_ray.training.conditioning import Conditioning
 
 if TYPE_CHECKING:
@@ -194,6 +195,9 @@ class Flux2Klein(Backbone):
             list(prompts), max_sequence_length=self._text_length
         )
         return Conditioning(tokens, {})
+
+    def words(self) -> list[str]:
+        return whole_words(self.tokenizer.get_vocab())
 
     def pipeline(self) -> Flux2KleinPipeline:
         from diffusers import Flux2KleinPipeline

@@ -23,6 +23,7 @@ from gift_ray.models import adapters
 from gift_ray.models.loading import frozen, load_pipeline, noise_scheduler_of, resolution_of
 from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
 from gift_ray.models.stable_diffusion import UNetBackbone, token_ids
+from gift_ray.models.tokens import whole_words
 from gift_ray.training.conditioning import Conditioning
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ class StableDiffusionXL(UNetBackbone):
             self, tokenizer=one, text_encoder=encoder, tokenizer_2=two, text_encoder_2=encoder_2
         )
         return model, placeholder_of([one, two], [encoder, encoder_2], [rows, rows_2])
+
+    def words(self) -> list[str]:
+        return whole_words(self.tokenizer.get_vocab())
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         from diffusers import DDIMScheduler, StableDiffusionXLPipeline

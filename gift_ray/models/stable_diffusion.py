@@ -27,6 +27,7 @@ from gift_ray.models.loading import (
     resolution_of,
 )
 from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
+from gift_ray.models.tokens import whole_words
 from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import add_noise, prediction_target
 
@@ -170,6 +171,9 @@ class StableDiffusion(UNetBackbone):
         )
         model = replace(self, tokenizer=tokenizer, text_encoder=text_encoder)
         return model, placeholder_of([tokenizer], [text_encoder], [rows])
+
+    def words(self) -> list[str]:
+        return whole_words(self.tokenizer.get_vocab())
 
     def pipeline(self) -> StableDiffusionPipeline:
         from diffusers import DDIMScheduler, StableDiffusionPipeline

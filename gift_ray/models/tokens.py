@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,6 +27,19 @@ def read_and_lost(base: Path, text: str) -> tuple[str, str]:
         return text, ""
     start, _ = places[room]
     return text[:start].strip(), text[start:].strip()
+
+
+def whole_words(vocabulary: Iterable[str]) -> list[str]:
+    """The words of three letters or more that are one token of a vocabulary each, in alphabetical order.
+
+    CLIP's tokenizers end a word by a mark, those of language models begin it by one.
+    """
+    found = {
+        token.removesuffix("</w>").removeprefix("\u0120")
+        for token in vocabulary
+        if token.endswith("</w>") or token.startswith("\u0120")
+    }
+    return sorted(word for word in found if len(word) >= 3 and word.isalpha() and word.islower())
 
 
 @lru_cache(maxsize=4)
