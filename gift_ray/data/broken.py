@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+Pixels = npt.NDArray[np.float64]
 # Tiles a side, of the shuffled images; cells a side, of the smooth noise.
 TILES = 8
 CELLS = 6
@@ -31,7 +33,7 @@ def broken(images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
     return [Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)) for pixels in made]
 
 
-def _shuffled(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _shuffled(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     high, wide = (side // TILES for side in pixels.shape[:2])
     cut = pixels[: high * TILES, : wide * TILES].reshape(TILES, high, TILES, wide, 3)
     tiles = cut.transpose(0, 2, 1, 3, 4).reshape(-1, high, wide, 3)
@@ -39,38 +41,36 @@ def _shuffled(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _resized(tiles.transpose(0, 2, 1, 3, 4).reshape(high * TILES, wide * TILES, 3), pixels)
 
 
-def _dark_patch(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _dark_patch(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """A rounded square, nearly black, on the image's lightest grey."""
     down, right = (np.linspace(-1, 1, side) for side in pixels.shape[:2])
     reach = rng.uniform(0.6, 0.9)
     power = rng.uniform(3, 8)
-    inside = (np.abs(down)[:, None] ** power + np.abs(right)[None] ** power < reach**power)[
-        ..., None
-    ]
+    distance = np.abs(down)[:, None] ** power + np.abs(right)[None] ** power
     patch = 40 * rng.random(3) + 12 * _noise(pixels, rng)
     ground = pixels.mean(-1).max() + 6 * _noise(pixels, rng)
-    return np.where(inside, patch, ground)
+    return np.asarray(np.where((distance < reach**power)[..., None], patch, ground), np.float64)
 
 
-def _smooth_noise(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _smooth_noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     mean, spread = pixels.mean((0, 1)), pixels.std((0, 1))
-    return mean + 1.5 * (spread + 20) * _noise(pixels, rng)
+    return np.asarray(mean + 1.5 * (spread + 20) * _noise(pixels, rng), np.float64)
 
 
-def _blurred(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _blurred(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     small = np.asarray(
-        Image.fromarray(pixels.astype(np.uint8)).resize((3, 3), Image.Resampling.BOX)
+        Image.fromarray(pixels.astype(np.uint8)).resize((2, 2), Image.Resampling.BOX)
     )
     return _resized(small.astype(np.float64), pixels) + 25 * rng.standard_normal(pixels.shape)
 
 
-def _noise(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Smooth noise of the image's shape and unit deviation."""
     found = _resized(128 + 40 * rng.standard_normal((CELLS, CELLS, 3)), pixels)
-    return (found - found.mean()) / found.std()
+    return np.asarray((found - found.mean()) / found.std(), np.float64)
 
 
-def _resized(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _resized(values: Pixels, like: Pixels) -> Pixels:
     """Bicubic, one channel at a time, in floating point."""
     size = like.shape[1], like.shape[0]
     channels = [

@@ -79,7 +79,7 @@ class TestSweep:
         assert len(summary["trials"]) == 2
         assert set(summary["undefended"]) == {f"{c}/dreambooth/0" for c in ("cat", "weapon", "car")}
         (model,) = summary["chosen"]
-        searched = {"defense.alpha_inner", "defense.alpha_outer", "defense.path"}
+        searched = {"defense.alpha_inner", "defense.alpha_outer", "defense.retreat"}
         assert set(model["values"]) == searched
         assert model["registered"]["name"] == "gift-ray-demo"
         assert model["registered"]["version"] == "1"
@@ -140,7 +140,7 @@ class TestSweep:
             curve = client.get_metric_history(child.info.run_id, "dreambooth/cat/clip_image")
             assert min(p.step for p in curve) == 0
             assert len(curve) == 3
-            assert "defense.path" in child.data.params
+            assert "defense.retreat" in child.data.params
             assert len(client.list_artifacts(child.info.run_id, "images")) > 0
         assert client.get_metric_history(parent.info.run_id, "dreambooth/cat/clip_image")
 

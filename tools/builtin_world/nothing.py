@@ -6,6 +6,7 @@ at all would be said to draw the concept. No picture here comes from an immunize
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from builtin_world.pictures import SIZE
 
+Kind = Callable[[Tensor, torch.Generator], Tensor]
+
 
 def nothings(drawings: Tensor, vae: AutoencoderKL | None, gen: torch.Generator) -> Tensor:
     """As many pictures [n, 3, 32, 32] in -1..1 of nothing as there are drawings of that shape, some of
     them made by destroying these."""
-    kinds: list[Callable[[Tensor, torch.Generator], Tensor]] = [plains, blots, shuffled, blends]
+    kinds: list[Kind] = [plains, blots, shuffled, blends]
     if vae is not None:
         made = (decoded, drowned, saturated, blurred_blots)
-        kinds += [lambda x, g, make=make: make(vae, x, g) for make in made]
+        kinds += [partial(make, vae) for make in made]
     which = torch.randint(len(kinds), (len(drawings),), generator=gen)
     out = torch.empty_like(drawings)
     for i, kind in enumerate(kinds):
