@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,13 @@ def judges(config: StudyConfig) -> dict[str, plugins.Metric]:
     return able if wanted is None else {n: m for n, m in able.items() if n in wanted}
 
 
-def naming_metric(evaluation: EvaluationConfig, prompts: Iterable[str]) -> str | None:
-    """The first metric that knows a noun in each of these prompts, or None if there is none."""
-    for title, metric in image_metrics(evaluation).items():
-        if metric.known_names() is not None and all(metric.named_in(p) for p in prompts):
-            return title
-    return None
+def naming_metrics(evaluation: EvaluationConfig, prompts: Collection[str]) -> list[str]:
+    """The recognitions that know a noun in each of these prompts."""
+    return [
+        title
+        for title, metric in image_metrics(evaluation).items()
+        if metric.known_names() is not None and all(metric.named_in(p) for p in prompts)
+    ]
 
 
 def set_metrics(evaluation: EvaluationConfig) -> dict[str, plugins.SetMetric]:

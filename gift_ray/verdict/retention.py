@@ -14,7 +14,7 @@ import numpy as np
 
 from gift_ray.errors import ConfigError
 from gift_ray.records.record import read_record
-from gift_ray.study.measuring import naming_metric, set_metrics
+from gift_ray.study.measuring import naming_metrics, set_metrics
 from gift_ray.study.plan import Arm
 from gift_ray.study.step import Step
 from gift_ray.verdict.recovery import EPSILON, Ruler, Sample
@@ -46,12 +46,17 @@ def summarised(groups: dict[str, dict[str, Draws]]) -> dict[str, Draws]:
 
 
 def prompt_measure(yardstick: Yardstick, prompts: str) -> str:
-    """The measure of a group of prompts: recognition of each prompt's noun, or CLIP's agreement with it."""
+    """The measure of a group of prompts: recognition of each prompt's noun, or else CLIP's agreement with it.
+
+    Of several recognitions it is the one that recognises the base's own images best. One that reads few of
+    them would take most of what is lost for chance.
+    """
     concepts = {f"neighbors/{c.name}": c.neighbors for c in yardstick.config.concepts.malicious}
     evaluation = yardstick.config.evaluation
     asked = evaluation.safe_prompts if prompts == "safe" else concepts[prompts]
     by_text = next((m.title for m in evaluation.metrics if m.name == "clip_text"), "clip_text")
-    return naming_metric(evaluation, asked) or by_text
+    base = numbers(yardstick.plan.undefended.samples[prompts].folder(yardstick.study_dir))
+    return max(naming_metrics(evaluation, asked), key=lambda m: base[m].mean(), default=by_text)
 
 
 def _of_prompts(yardstick: Yardstick, prompts: str, step: Step) -> Draws:

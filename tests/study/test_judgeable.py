@@ -10,7 +10,7 @@ from tiny import tiny_study
 from gift_ray.config.schema import StudyConfig
 from gift_ray.errors import ConfigError
 from gift_ray.study.judgeable import check_judging, remarks
-from gift_ray.study.measuring import judges, naming_metric
+from gift_ray.study.measuring import judges, naming_metrics
 
 RESNET = {"name": "recognition", "label": "resnet", "classifier": "builtin"}
 CAR = {
@@ -92,8 +92,8 @@ def test_prompts_hold_a_known_noun_or_all_of_them_none() -> None:
 
 def test_images_are_held_against_their_noun_where_it_is_known() -> None:
     config = study([{"name": "clip_text"}, RESNET])
-    assert naming_metric(config.evaluation, ["a fox", "a hot dog"]) == "resnet"
-    assert naming_metric(config.evaluation, ["a fox", "a zzzz"]) is None
+    assert naming_metrics(config.evaluation, ["a fox", "a hot dog"]) == ["resnet"]
+    assert naming_metrics(config.evaluation, ["a fox", "a zzzz"]) == []
 
 
 def test_a_control_is_a_safe_concept() -> None:
