@@ -30,8 +30,10 @@ TABLE = HERE.parents[1] / "docs" / "INPUTS.md"
 HEAD = """# What becomes of hostile and odd inputs
 
 Every row is tried by `pytest tests/hostile`, and this file is written by `python tests/hostile/battery.py`.
-A refused input ends a command with exit code 2 and one line for each mistake, before a worker starts and
-before anything is written; what stands here is the part of the line that the test looks for.
+A refused input ends a command with exit code 2 and one line for each mistake; what stands here is the part of
+the line that the test looks for. Mistakes of the study and of images are told before a worker starts and
+before anything is written. What only the weights of a base or of a checkpoint say (tensors, other parts, a
+picture that is NaN) is told by the first step that loads them, before anything is trained.
 """
 # A small study on the built-in model, valid as it is.
 STUDY: dict[str, Any] = {
