@@ -24,7 +24,9 @@ from gift_ray.errors import ConfigError
 from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Report
+from gift_ray.training.optimizers import require_optimizer
 
 KINDS = ("sources", "defenses", "attacks", "metrics")
 
@@ -46,8 +48,18 @@ class Plugin(BaseModel, ABC):
         """Hold what it asks of the base against it, before anything is trained.
 
         Raises:
-            ModelError: the base's family has not what it needs.
+            ModelError, ConfigError: the base's family, or this machine, has not what it needs.
         """
+        require_optimizer(getattr(self, "optimizer", "adamw"))
+
+    def footprint(self, base: Architecture) -> Footprint:
+        """What its training holds in memory at once, beside the model that it is given.
+
+        A plug-in that does not say it is taken to train a copy of all weights.
+        """
+        return Footprint.of(
+            getattr(self, "optimizer", "adamw"), base.sizes("all"), weights=base.weights
+        )
 
 
 @dataclass(frozen=True)

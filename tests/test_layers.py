@@ -43,6 +43,7 @@ HOMES = {
     "diffusers": {"gift_ray/models", "gift_ray/tracking/served_model.py", "tools"},
     "peft": {"gift_ray/models"},
     "nudenet": {"gift_ray/metrics/nudenet.py"},
+    "bitsandbytes": {"gift_ray/training/optimizers.py"},
 }  # fmt: skip
 FILES = sorted(
     [*ROOT.glob("gift_ray/**/*.py"), *ROOT.glob("jobs/**/*.py"), *ROOT.glob("tools/**/*.py")]

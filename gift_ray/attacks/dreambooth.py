@@ -17,6 +17,7 @@ from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
+from gift_ray.training.footprint import Footprint
 
 
 class DreamBooth(FineTuning):
@@ -46,8 +47,15 @@ class DreamBooth(FineTuning):
         return self
 
     def require(self, base: Architecture) -> None:
+        super().require(base)
         if self.train_text_encoder:
             base.require_trainable_text()
+
+    def footprint(self, base: Architecture) -> Footprint:
+        found = super().footprint(base)
+        if self.train_text_encoder:
+            found += Footprint.of(self.optimizer, base.text_sizes(), weights=base.text)
+        return found
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         tuned = model.clone(text_encoder=self.train_text_encoder)

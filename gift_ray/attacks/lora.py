@@ -18,6 +18,7 @@ from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
+from gift_ray.training.footprint import FP32, Footprint
 
 
 class LoRA(FineTuning):
@@ -37,7 +38,12 @@ class LoRA(FineTuning):
     )
 
     def require(self, base: Architecture) -> None:
+        super().require(base)
         modules_named(self.target_modules, base.family.roles, base.denoiser)
+
+    def footprint(self, base: Architecture) -> Footprint:
+        sizes = base.adapter_sizes(self.target_modules, self.rank)
+        return Footprint.of(self.optimizer, sizes, weights=FP32 * sum(sizes))
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model = model.with_lora(

@@ -21,6 +21,7 @@ from gift_ray.models.backbone import Backbone
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.finetuning import FineTuning, Trainee
+from gift_ray.training.footprint import Footprint
 
 
 class TextualInversion(FineTuning):
@@ -37,7 +38,12 @@ class TextualInversion(FineTuning):
     num_vectors: int = Field(1, gt=0)
 
     def require(self, base: Architecture) -> None:
+        super().require(base)
         base.require_trainable_text()
+
+    def footprint(self, base: Architecture) -> Footprint:
+        # Its rows are few; the encoders that read them are copies.
+        return Footprint(weights=base.text)
 
     def trainee(self, model: Backbone, concept: Examples, seeds: Seeds) -> Trainee:
         model, word = model.with_placeholder(

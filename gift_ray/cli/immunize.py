@@ -23,6 +23,7 @@ from gift_ray.cluster.run import ray_executor
 from gift_ray.records.record import write_json_atomic
 from gift_ray.records.release import export
 from gift_ray.report.summary import arm_summary
+from gift_ray.study import memory
 from gift_ray.study.immunization import before_added
 from gift_ray.study.load import check_data, load_study
 from gift_ray.study.plan import Plan, plan
@@ -43,6 +44,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         for step in steps:
             say(f"{step.name}  {step.label}")
+        for line in memory.described(config):
+            say(line)
         return console.OK
     check_data(config)
 

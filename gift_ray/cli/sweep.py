@@ -30,7 +30,7 @@ from gift_ray.report.series import attack_series
 from gift_ray.report.summary import arm_summary, mean_curves, summarize, trial_curves
 from gift_ray.search import costs
 from gift_ray.search.confirm import Judgement, finalists, held_out, judge
-from gift_ray.study import battery
+from gift_ray.study import battery, memory
 from gift_ray.study.load import check_data, configure, load_study
 from gift_ray.study.plan import Arm, Plan, plan
 from gift_ray.study.protocol import verdict_id
@@ -156,6 +156,7 @@ def describe(layout: Plan, examined: Plan, fingerprint: str) -> int:
     describe_judging(examined)
     for line in [
         *battery.described(config),
+        *memory.described(config),
         *costs.forecast(layout, each, confirming, fingerprint),
     ]:
         say(line)

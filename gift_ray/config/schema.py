@@ -35,6 +35,15 @@ class ModelConfig(Part):
     variant: str | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
+    # Left out where they are not set: all else is then what it was before there were these options.
+    preset: Literal["24gb", "80gb"] | None = Field(
+        None, exclude_if=lambda value: value is None,
+        description="one GPU of this size: sets what saves memory (gift_ray/study/presets.py)",
+    )  # fmt: skip
+    low_memory: bool = Field(
+        False, exclude_if=lambda value: not value,
+        description="text encoders stay on the CPU and read there; a released model takes the base's place",
+    )  # fmt: skip
     resolution: Positive | None = Field(None, description="pixels; None: the model's own")
 
 

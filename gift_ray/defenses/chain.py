@@ -20,6 +20,7 @@ from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Report
 
 
@@ -37,6 +38,12 @@ class Chain(Defense):
     def require(self, base: Architecture) -> None:
         for member in self.members():
             member.require(base)
+
+    def footprint(self, base: Architecture) -> Footprint:
+        """The largest of its members', with the model that the one before it left."""
+        members = [member.footprint(base) for member in self.members()]
+        largest = max(members, key=lambda member: member.total)
+        return largest if len(members) == 1 else largest + Footprint(weights=base.weights)
 
     def identity(self) -> dict[str, Any]:
         # The identities of the members hold their versions and all their options, defaults included.

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.checkpoints import checkpoint_hash, with_checkpoint
 from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Report
 
 
@@ -29,6 +31,9 @@ class Checkpoint(Defense):
         """The checkpoint's content identifies it, and not its path."""
         content = checkpoint_hash(self.path, self.variant)
         return {"name": "checkpoint", "version": self.version, "path": None, "content": content}
+
+    def footprint(self, base: Architecture) -> Footprint:
+        return Footprint(weights=base.weights)
 
     def immunize(
         self,

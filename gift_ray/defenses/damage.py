@@ -12,9 +12,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Report
 
 
@@ -26,6 +28,9 @@ class Damage(Defense):
     size: float = Field(
         0.05, gt=0, description="choose it so that retention falls as a defense's does"
     )
+
+    def footprint(self, base: Architecture) -> Footprint:
+        return Footprint(weights=base.weights)
 
     def immunize(
         self,

@@ -14,11 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.plugins import Defense
 from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import Examples, Seeds, concatenate, per_sample_mse
-from gift_ray.training.loop import Level, OptimizerName, Report, train
+from gift_ray.training.footprint import Footprint
+from gift_ray.training.loop import Level, Report, train
+from gift_ray.training.optimizers import OptimizerName
 
 # The paper's trainer calls them xattn and noxattn; esd-x-strict came with its later code. ESD-u is not
 # the whole denoiser: it leaves out attn2, the time embedding and the output layers.
@@ -55,6 +58,10 @@ class Esd(Defense):
     train_batch_size: int = Field(1, gt=0)
     optimizer: OptimizerName = "adamw"
     max_grad_norm: float | None = Field(None, gt=0, description="None, as in its code")
+
+    def footprint(self, base: Architecture) -> Footprint:
+        sizes = base.sizes(GROUPS[self.train_method])
+        return Footprint.of(self.optimizer, sizes, weights=base.weights)
 
     def immunize(
         self,

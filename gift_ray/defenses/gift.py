@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gift_ray.errors import UnitFailed
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.plugins import Defense
 from gift_ray.training import parallel
@@ -35,8 +36,10 @@ from gift_ray.training.diffusion import (
     capture,
     concatenate,
 )
-from gift_ray.training.loop import Level, OptimizerName, Report, train
+from gift_ray.training.footprint import FP32, Footprint
+from gift_ray.training.loop import Level, Report, train
 from gift_ray.training.maximization import MaxLoss, max_loss
+from gift_ray.training.optimizers import OptimizerName
 from gift_ray.training.path import on_the_way, step_back
 from gift_ray.training.preservation import Preservation, PriorLoss, concept_words
 from gift_ray.training.representation import NoiseDistance, NoiseKind, NoiseTarget
@@ -115,6 +118,11 @@ class Gift(Defense):
         False, exclude_if=lambda value: not value,
         description="remove what in one concept's outer gradient opposes another's",
     )  # fmt: skip
+    rank: int | None = Field(
+        None, gt=0, exclude_if=lambda value: value is None,
+        description="both levels train low-rank updates of this rank on the blocks, which are added to the "
+        "weights at the end; None: the weights themselves",
+    )  # fmt: skip
     optimizer: OptimizerName = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
 
@@ -128,6 +136,26 @@ class Gift(Defense):
             )
         return self
 
+    def footprint(self, base: Architecture) -> Footprint:
+        def sizes(group: ParameterGroup) -> list[int]:
+            if self.rank is None:
+                return base.sizes(group)
+            return base.adapter_sizes(("blocks",), self.rank, group)
+
+        every, psi = sizes("all"), sizes(self.parameter_group)
+        trained = FP32 * sum(every)
+        inner = Footprint.of(self.optimizer, every, weights=trained)
+        # Of the inner gradients those on psi are kept beside them, to be compared with the outer ones.
+        outer = Footprint.of(self.optimizer, psi)
+        training = inner + outer
+        if self.path:
+            # On the way to the base the weights (of an adapter, the B's) are kept; inner gradients are gone.
+            kept = FP32 * sum(every if self.rank is None else every[1::2])
+            training += Footprint(gradients=max(0, kept + outer.gradients - trained))
+        # At the end an adapter is added to a copy of the weights.
+        ending = Footprint(weights=0 if self.rank is None else trained + base.weights)
+        return max(training, ending, key=lambda each: each.total)
+
     def immunize(
         self,
         model: Backbone,
@@ -137,7 +165,7 @@ class Gift(Defense):
         seeds: Seeds,
         report: Report,
     ) -> Backbone:
-        released = model.clone()
+        released = self._in_training(model, seeds)
         every = concatenate(malicious)
         run = Immunization(
             options=self,
@@ -166,11 +194,24 @@ class Gift(Defense):
         train(run.step, steps, levels, report, advice="lower alpha_outer or beta")
         if self.retreat:
             step_back(released, model, self.retreat)
-        return released
+        if self.rank is None:
+            return released
+        # What the optimizers keep is let go of before there is a second set of weights.
+        del run, levels
+        return released.with_adapter_in_weights(model)
+
+    def _in_training(self, model: Backbone, seeds: Seeds) -> Backbone:
+        """A copy whose weights can be trained, or one that shares the model's and carries an adapter."""
+        if self.rank is None:
+            return model.clone()
+        return model.with_lora(
+            rank=self.rank, lora_alpha=self.rank, lora_dropout=0.0, target_modules=("blocks",),
+            generator=seeds.generator("rank"),
+        )  # fmt: skip
 
     def _level(self, model: Backbone, group: ParameterGroup, rate: float) -> Level:
         return Level(
-            model.parameters(group),
+            model.parameters(group) if self.rank is None else model.adapter(group),
             optimizer=self.optimizer,
             learning_rate=rate,
             max_grad_norm=self.max_grad_norm,
@@ -230,6 +271,7 @@ class Immunization:
             gradients, parts = self._inner_gradients(index * options.inner_steps + k)
             prior_on_psi = self._on_psi(gradients)
             values |= parts | {"grad_norm_inner": self.inner.step(gradients, rate)}
+        del gradients
         for k in range(options.outer_steps):
             gradients, parts = self._outer_gradients(index * options.outer_steps + k, index)
             values |= parts | {"cosine": cosine(gradients, prior_on_psi)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from gift_ray.defenses.gift import Gift
-from gift_ray.training.loop import OptimizerName
+from gift_ray.training.optimizers import OptimizerName
 
 
 class GiftPaper(Gift):

@@ -16,11 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Examples, Seeds, concatenate
 from gift_ray.training.finetuning import Attacker, FineTuning, Trainee
-from gift_ray.training.loop import Level, OptimizerName, Report, train
+from gift_ray.training.footprint import FP32, Footprint
+from gift_ray.training.loop import Level, Report, train
+from gift_ray.training.optimizers import OptimizerName, state_bytes
 
 
 class Imma(Defense):
@@ -50,6 +53,19 @@ class Imma(Defense):
     optimizer: OptimizerName = "adamw"
     weight_decay: float = Field(1e-2, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
+
+    def footprint(self, base: Architecture) -> Footprint:
+        psi = base.sizes(self.parameter_group)
+        if self.inner_attack == "dreambooth":
+            # Inner and outer gradients take turns.
+            kept = Footprint(optimizer=state_bytes(self.optimizer, psi))
+            return Footprint.of(self.optimizer, base.sizes("all"), weights=base.weights) + kept
+        outer = Footprint.of(self.optimizer, psi, weights=base.weights)
+        if self.inner_attack == "textual_inversion":
+            return outer
+        sizes = base.adapter_sizes(("attention",), self.rank)
+        adapter = Footprint(FP32 * sum(sizes), 0, state_bytes(self.optimizer, sizes))
+        return outer + adapter
 
     def immunize(
         self,
@@ -95,7 +111,8 @@ class Imma(Defense):
             options["rank"] = self.rank
         if self.inner_attack != "textual_inversion":
             attack: FineTuning = build("attacks", self.inner_attack, options)
-            return attack.attacker(model, d_m, seeds)
+            # A copy of its own: the outer level trains weights that the attacker has frozen.
+            return attack.attacker(model.clone(), d_m, seeds)
         # Only the optimizer of this attack is used.
         attack = build("attacks", "full_finetune", options)
         return attack.attack_on(shared_offset(model.clone(), d_m, self.train_batch_size), d_m)

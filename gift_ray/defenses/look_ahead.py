@@ -27,8 +27,10 @@ from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.plugins import Defense, build, resolve
 from gift_ray.training.diffusion import Examples, Seeds, concatenate
 from gift_ray.training.finetuning import Attacker, FineTuning
-from gift_ray.training.loop import Level, OptimizerName, Report, train
+from gift_ray.training.footprint import Footprint
+from gift_ray.training.loop import Level, Report, train
 from gift_ray.training.maximization import MaxLoss, max_loss
+from gift_ray.training.optimizers import OptimizerName, state_bytes
 from gift_ray.training.path import on_the_way
 from gift_ray.training.preservation import Preservation, PriorLoss
 from gift_ray.training.schedules import falling
@@ -108,6 +110,21 @@ class LookAhead(Defense):
     def require(self, base: Architecture) -> None:
         for attack in self.pool():
             attack.require(base)
+
+    def footprint(self, base: Architecture) -> Footprint:
+        """Both levels, and the largest of the attackers, or all of them where they stay."""
+        levels = Footprint.of(self.optimizer, base.sizes("all"), weights=base.weights) + Footprint(
+            optimizer=state_bytes(self.optimizer, base.sizes(self.parameter_group))
+        )
+        attackers = [attack.footprint(base) for attack in self.pool()]
+        # An adapter sits on a copy here, since the model's own weights are in training.
+        attackers = [
+            one if one.weights >= base.weights else one + Footprint(weights=base.weights)
+            for one in attackers
+        ]
+        if self.persistent:
+            return sum(attackers, levels)
+        return levels + max(attackers, key=lambda attacker: attacker.total)
 
     def identity(self) -> dict[str, Any]:
         # The identities of the attacks hold their versions and all of their options, including defaults.
@@ -234,7 +251,8 @@ def _at_rest(
 
     Its parameters have names of their own, since a checkpoint holds those of all attackers.
     """
-    first = attack.attacker(model, d_m, seeds)
+    # It gets a copy of its own: at rest its weights are its change alone.
+    first = attack.attacker(model.clone(), d_m, seeds)
     parameters = {f"{name}: {n}": p for n, p in first.trainee.parameters.items()}
     trainee = replace(first.trainee, parameters=parameters)
     attacker = attack.attack_on(trainee, first.concept, first.benign)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Report
 
 
@@ -16,6 +18,9 @@ class Undefended(Defense):
 
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False
+
+    def footprint(self, base: Architecture) -> Footprint:
+        return Footprint(weights=base.weights)
 
     def immunize(
         self,

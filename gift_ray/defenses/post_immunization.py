@@ -14,7 +14,8 @@ from pydantic import Field
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
-from gift_ray.training.loop import Level, OptimizerName, Report, train
+from gift_ray.training.loop import Level, Report, train
+from gift_ray.training.optimizers import OptimizerName
 
 
 class PostImmunization(Defense):

@@ -14,9 +14,11 @@ from pydantic import Field
 from torch import nn
 
 from gift_ray.errors import ModelError
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense
 from gift_ray.training.diffusion import Examples, Seeds
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Report
 
 
@@ -30,6 +32,9 @@ class Rescale(Defense):
     trains: ClassVar[bool] = False
 
     factor: float = Field(8.0, gt=0)
+
+    def footprint(self, base: Architecture) -> Footprint:
+        return Footprint(weights=base.weights)
 
     def immunize(
         self,

@@ -18,10 +18,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense, build
 from gift_ray.training.diffusion import Batch, Examples, Seeds, concatenate, full
 from gift_ray.training.finetuning import FineTuning, Trainee
+from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Level, Report, train
 from gift_ray.training.preservation import prior_loss
 
@@ -71,6 +73,11 @@ class Sophon(Defense):
             return given
         loss = str(given.get("suppression_loss", "mse"))
         return {**PAPER.get(loss, {}), **given}
+
+    def footprint(self, base: Architecture) -> Footprint:
+        """The released model and the attacked one; two levels; the sum of gradients and the last ones."""
+        level = Footprint.of("adamw", base.sizes("all"), weights=base.weights)
+        return level + level
 
     def immunize(
         self,

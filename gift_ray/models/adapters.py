@@ -65,7 +65,9 @@ def with_lora(
     """
     from peft import LoraConfig
 
-    adapted: Any = copy.deepcopy(denoiser).requires_grad_(False)
+    # Weights that nobody trains are shared with the copy, those of a model in training are copied.
+    shared = {id(p): p for p in denoiser.parameters() if not p.requires_grad}
+    adapted: Any = copy.deepcopy(denoiser, shared).requires_grad_(False)
     adapted.add_adapter(
         LoraConfig(
             r=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
@@ -131,37 +133,56 @@ def save_kohya(
     """Write one file in kohya's format: `lora_unet_*.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
     Args:
-        rename: what kohya calls a module; None: nothing.
+        rename: what kohya calls a module; None: nothing. Modules of one name are one module there, and are
+            written side by side as such (queries, keys and values of FLUX).
 
     Raises:
         UnitFailed: a weight is not finite.
-        ModelError: an adapted module has no name in this format.
+        ModelError: an adapted module has no name in this format, or not all of those that are one there
+            are adapted.
     """
-    from diffusers.utils import convert_state_dict_to_kohya
     from peft.utils import get_peft_model_state_dict
 
     layers = get_peft_model_state_dict(denoiser)
     require_finite(layers)
     config = denoiser.peft_config["default"]
-    renamed = {}
-    for name, tensor in layers.items():
-        module, _, rest = name.partition(ADAPTER)
+    named: dict[str, list[str]] = {}
+    for module in dict.fromkeys(name.partition(ADAPTER)[0] for name in layers):
         if (known := rename(module)) is None:
             raise ModelError(
                 f"--format kohya: {module} has no name in kohya's format; adapt attentions only, or "
                 "export as lora"
             )
-        renamed[f"unet.{known}{ADAPTER}{rest}"] = tensor
-    tensors = convert_state_dict_to_kohya(renamed)
-    # diffusers writes the rank for alpha.
-    for name in [name for name in tensors if name.endswith(".alpha")]:
-        tensors[name] = torch.tensor(float(config.lora_alpha))
+        named.setdefault(known, []).append(module)
+    tensors = {}
+    for known, modules in named.items():
+        if known.endswith(".qkv") and len(modules) != 3:
+            raise ModelError(
+                f"--format kohya: {known} is queries, keys and values in one, and only {len(modules)} of "
+                "them are adapted; adapt all three, or export as lora"
+            )
+        down, up = _side_by_side(
+            [tuple(layers[f"{m}{ADAPTER}{part}.weight"] for part in "AB") for m in modules]
+        )
+        name = f"lora_unet_{known.replace('.', '_')}"
+        tensors[f"{name}.lora_down.weight"] = down.cpu().contiguous()
+        tensors[f"{name}.lora_up.weight"] = up.cpu().contiguous()
+        # A reader multiplies by alpha over the rank, which is that of all of them together.
+        tensors[f"{name}.alpha"] = torch.tensor(float(config.lora_alpha * len(modules)))
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.r),
         "ss_network_alpha": str(config.lora_alpha),
     }
-    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, path, metadata=metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+def _side_by_side(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    """One adapter (A, B) of a module whose output is those of several modules, one after the other."""
+    if len(pairs) == 1:
+        return pairs[0][0], pairs[0][1]
+    up: Tensor = torch.block_diag(*[b for _, b in pairs])  # type: ignore[no-untyped-call]
+    return torch.cat([a for a, _ in pairs]), up
 
 
 def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module:
@@ -194,6 +215,16 @@ def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module
             f"{path}: {unused} of {len(tensors)} adapter tensors have no place in this {name}"
         )
     return adapted.requires_grad_(False)
+
+
+@torch.no_grad()
+def add_to(denoiser: nn.Module, adapted: nn.Module) -> None:
+    """Add to the weights of a denoiser what the adapter of another one adds to them."""
+    modules = dict(denoiser.named_modules())
+    for name, module in adapted.named_modules():
+        for adapter in getattr(module, "active_adapters", ()) if hasattr(module, "lora_A") else ():
+            weight: Any = modules[name].weight
+            weight += module.get_delta_weight(adapter).to(weight)
 
 
 def require_same(adapted: nn.Module, read_back: nn.Module, *, origin: str) -> None:

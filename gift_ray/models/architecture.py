@@ -5,7 +5,8 @@ A study checks what it asks of a base against this, before any weight is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,10 +15,12 @@ from safetensors import safe_open
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
-from gift_ray.models.backbone import Backbone
+from gift_ray.models.adapters import modules_named
+from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.models.families import family_of
 from gift_ray.models.loading import FIELD
 from gift_ray.models.locate import files_of, locate
+from gift_ray.training.footprint import FP32
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,6 +36,47 @@ class Architecture:
     def denoiser(self) -> Shapes:
         """The shapes of the network that attacks and defenses train."""
         return self.parts[self.family.denoiser_name]
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the denoiser in fp32, as it is kept."""
+        return FP32 * sum(self.sizes("all"))
+
+    @property
+    def text(self) -> int:
+        """Bytes of the text encoders in fp32."""
+        return FP32 * sum(self.text_sizes())
+
+    def text_sizes(self) -> list[int]:
+        """The numbers of weights of the text encoders' parameters."""
+        encoders = (
+            shapes for part, shapes in self.parts.items() if part.startswith("text_encoder")
+        )
+        return [math.prod(shape) for shapes in encoders for shape in shapes.values()]
+
+    @property
+    def vae(self) -> int:
+        """Bytes of the VAE in fp32."""
+        return FP32 * sum(math.prod(shape) for shape in self.parts["vae"].values())
+
+    def sizes(self, group: ParameterGroup) -> list[int]:
+        """The numbers of weights of the denoiser's parameters of a group."""
+        return [
+            math.prod(shape)
+            for name, shape in self.denoiser.items()
+            if group == "all" or self.family.in_group(name.split("."), group)
+        ]
+
+    def adapter_sizes(
+        self, targets: Sequence[str], rank: int, group: ParameterGroup = "all"
+    ) -> list[int]:
+        """The numbers of weights of an adapter's A and B on some modules, those of a group."""
+        found = []
+        for module in modules_named(targets, self.family.roles, self.denoiser):
+            if group == "all" or self.family.in_group(module.split("."), group):
+                out, *into = self.denoiser[f"{module}.weight"]
+                found += [rank * math.prod(into), rank * out]
+        return found
 
     def require_trainable_text(self) -> None:
         """Check that the text encoders of this family can be trained.

@@ -48,6 +48,8 @@ class Backbone(ABC):
     vae: Any
     resolution: int
     mixed_precision: str
+    # Whether the text encoders stay on the CPU, and read there.
+    text_on_cpu: bool
 
     # How diffusers' pipelines of this family call the denoiser: `unet` or `transformer`.
     denoiser_name: ClassVar[str]
@@ -295,9 +297,10 @@ class Backbone(ABC):
         for start in range(0, len(prompts), batch_size):
             chunk = list(prompts[start : start + batch_size])
             generators = [seeds.generator("image", start + i) for i in range(len(chunk))]
+            asked = self._asked(chunk)
             with self.autocast():
                 images += self._draw(
-                    pipeline, chunk, num_inference_steps=num_inference_steps,
+                    pipeline, asked, num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale, generator=generators,
                 )  # fmt: skip
         return images
@@ -312,9 +315,10 @@ class Backbone(ABC):
         Raises:
             ModelError: it is not finite, or of one colour all over: nothing could be learnt or judged.
         """
+        asked = self._asked(["a picture"])
         with self.autocast():
             (picture,) = self._draw(
-                self.pipeline(), ["a picture"], num_inference_steps=TRIAL_STEPS, guidance_scale=2.0,
+                self.pipeline(), asked, num_inference_steps=TRIAL_STEPS, guidance_scale=2.0,
                 generator=[torch.Generator().manual_seed(0)], output_type="np",
             )  # fmt: skip
         pixels = np.asarray(picture)
@@ -331,12 +335,21 @@ class Backbone(ABC):
             "that draws in plain diffusers"
         )
 
-    def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
-        """A batch of images, drawn by a pipeline of this family."""
+    def _asked(self, prompts: list[str]) -> dict[str, Any]:
+        """A batch of prompts as a pipeline is given them: as they are, or read already."""
+        if not self.text_on_cpu:
+            return {"prompt": prompts}
+        null = self.unconditional().repeat(len(prompts))
+        return self.embeddings(*(read.to(self.device) for read in (self.condition(prompts), null)))
+
+    @abstractmethod
+    def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
+        """The pipeline's arguments for prompts that are read already, and for the unconditional rows."""
+
+    def _draw(self, pipeline: Any, asked: dict[str, Any], **options: Any) -> list[Image.Image]:
+        """A batch of pictures of a pipeline of this family."""
         size = self.resolution
-        images: list[Image.Image] = pipeline(
-            prompt=prompts, height=size, width=size, **options
-        ).images
+        images: list[Image.Image] = pipeline(**asked, height=size, width=size, **options).images
         return images
 
     @abstractmethod
@@ -439,9 +452,28 @@ class Backbone(ABC):
         """Whether the denoiser carries an adapter of `with_lora` or `load_lora`."""
         return bool(getattr(self.denoiser, "peft_config", None))
 
-    def adapter(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name."""
-        return adapters.adapter_parameters(self.denoiser)
+    def adapter(self, group: ParameterGroup = "all") -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name, those on the layers of a group.
+
+        Raises:
+            ModelError: no layer of the group carries one.
+        """
+        chosen = {
+            name: parameter
+            for name, parameter in adapters.adapter_parameters(self.denoiser).items()
+            if group == "all" or self.in_group(name.split("."), group)
+        }
+        if not chosen:
+            raise ModelError(
+                f"defense.parameter_group: {group!r} has no layer that carries an adapter"
+            )
+        return chosen
+
+    def with_adapter_in_weights(self, base: Self) -> Self:
+        """The base with what this model's adapter adds to it, as weights."""
+        merged = base.clone()
+        adapters.add_to(merged.denoiser, self.denoiser)
+        return merged
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter as `pytorch_lora_weights.safetensors`, for diffusers' `load_lora_weights`.

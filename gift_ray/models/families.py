@@ -12,6 +12,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
@@ -91,3 +93,20 @@ def drawing_base(config: ModelConfig) -> Backbone:
     base = base_model(config)
     base.require_pictures(config.pretrained_model_name_or_path)
     return base
+
+
+def released_model(config: ModelConfig, weights: Path) -> Backbone:
+    """The base with the weights of a finished step.
+
+    With `low_memory` the base itself gives way to them: the process loads it again when it is asked for.
+
+    Raises:
+        ModelError: keys or shapes don't fit, or a weight is not finite.
+    """
+    if not config.low_memory:
+        return base_model(config).with_weights(weights)
+    for kept in (drawing_base, base_model):
+        kept.cache_clear()
+    model = load_backbone(config)
+    model.load_weights(load_file(weights), origin=str(weights))
+    return model

@@ -159,6 +159,6 @@ def resolution_of(pipeline: Any, config: ModelConfig) -> int:
     return int(size * pipeline.vae_scale_factor)
 
 
-def frozen(module: Any) -> Any:
-    """A loaded part of a model, moved to the device, in evaluation mode and without gradients."""
-    return module.to(device()).eval().requires_grad_(False)
+def frozen(module: Any, *, on_cpu: bool = False) -> Any:
+    """A loaded part of a model, moved to the device unless it stays on the CPU, without gradients."""
+    return module.to("cpu" if on_cpu else device()).eval().requires_grad_(False)

@@ -119,6 +119,8 @@ def identity(config: ModelConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("pretrained_model_name_or_path", "revision", "gradient_checkpointing"):
         settings.pop(name)
+    # What it sets is told by the options themselves.
+    settings.pop("preset", None)
     folder = locate(config)
     from gift_ray.models.families import family_of
 

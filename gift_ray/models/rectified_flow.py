@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError
+from gift_ray.models import adapters
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.models.loading import frozen, load_pipeline
 from gift_ray.models.placeholder import Placeholder
@@ -33,6 +34,17 @@ TEXT_PROJECTIONS = {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
 TEXT_NORMS = {"norm_added_q", "norm_added_k"}
 ATTENTION = {"to_q", "to_k", "to_v", "to_out", "to_qkv_mlp_proj", *TEXT_PROJECTIONS}
 OUTER = {"time_guidance_embed", "norm_out", "proj_out"}
+# diffusers' name of a layer -> that of the published code, which kohya uses as well. There, queries, keys and
+# values of a stream are one layer.
+IN_DOUBLE_BLOCKS = {
+    "attn.to_q": "img_attn.qkv", "attn.to_k": "img_attn.qkv", "attn.to_v": "img_attn.qkv",
+    "attn.add_q_proj": "txt_attn.qkv", "attn.add_k_proj": "txt_attn.qkv", "attn.add_v_proj": "txt_attn.qkv",
+    "attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj",
+    "ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2",
+}  # fmt: skip
+IN_SINGLE_BLOCKS = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+OUTSIDE = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear"}
 TEXT_STAYS = (
     "FLUX.2 klein: its text encoder, a language model, is not trained; leave out textual_inversion and "
     "train_text_encoder"
@@ -77,13 +89,14 @@ class Flux2Klein(Backbone):
         return cls(
             denoiser=frozen(pipeline.transformer),
             vae=frozen(pipeline.vae),
-            text_encoder=frozen(pipeline.text_encoder),
+            text_encoder=frozen(pipeline.text_encoder, on_cpu=config.low_memory),
             tokenizer=pipeline.tokenizer,
             scheduler=pipeline.scheduler,
             is_distilled=bool(pipeline.config.is_distilled),
             resolution=config.resolution
             or pipeline.default_sample_size * pipeline.vae_scale_factor,
             mixed_precision=config.mixed_precision,
+            text_on_cpu=config.low_memory,
         )
 
     @staticmethod
@@ -190,9 +203,14 @@ class Flux2Klein(Backbone):
         normalised = (patches - shift) / scale.to(patches)
         return normalised, torch.zeros_like(normalised)
 
+    def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
+        return {"prompt_embeds": read.tokens, "negative_prompt_embeds": null.tokens}
+
     def read(self, prompts: Sequence[str]) -> Conditioning:
         tokens, _ = self.pipeline().encode_prompt(
-            list(prompts), max_sequence_length=self._text_length
+            list(prompts),
+            device=self.text_encoder.device,
+            max_sequence_length=self._text_length,
         )
         return Conditioning(tokens, {})
 
@@ -213,8 +231,8 @@ class Flux2Klein(Backbone):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _draw(self, pipeline: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
-        return super()._draw(pipeline, prompts, max_sequence_length=self._text_length, **options)
+    def _draw(self, pipeline: Any, asked: dict[str, Any], **options: Any) -> list[Image.Image]:
+        return super()._draw(pipeline, asked, max_sequence_length=self._text_length, **options)
 
     def sampler(self, num_inference_steps: int) -> Any:
         """The scheduler with timesteps that are shifted by resolution, as the pipeline does it."""
@@ -229,7 +247,7 @@ class Flux2Klein(Backbone):
         return sampler
 
     def save_lora_kohya(self, path: Path) -> None:
-        raise ModelError("--format kohya: not written for FLUX.2 klein; export as lora")
+        adapters.save_kohya(self.denoiser, path, kohya_name)
 
     def _training_scheduler(self) -> Any:
         """The scheduler with all of its training times; a sampler's has those of its steps."""
@@ -243,3 +261,15 @@ class Flux2Klein(Backbone):
     def _text_length(self) -> int:
         """Tokens of a prompt; 512 is what the pipeline takes."""
         return min(512, int(self.tokenizer.model_max_length))
+
+
+def kohya_name(name: str) -> str | None:
+    """The name of a module in the original code of FLUX.2; None: kohya's format has no place for it."""
+    for blocks, original, known in (
+        ("transformer_blocks", "double_blocks", IN_DOUBLE_BLOCKS),
+        ("single_transformer_blocks", "single_blocks", IN_SINGLE_BLOCKS),
+    ):
+        where, number, rest = (*name.split(".", 2), "", "")[:3]
+        if where == blocks:
+            return f"{original}.{number}.{known[rest]}" if rest in known else None
+    return OUTSIDE.get(name)

@@ -60,13 +60,14 @@ class StableDiffusionXL(UNetBackbone):
         return cls(
             denoiser=frozen(pipeline.unet),
             vae=frozen(pipeline.vae),
-            text_encoder=frozen(pipeline.text_encoder),
+            text_encoder=frozen(pipeline.text_encoder, on_cpu=config.low_memory),
             tokenizer=pipeline.tokenizer,
-            text_encoder_2=frozen(pipeline.text_encoder_2),
+            text_encoder_2=frozen(pipeline.text_encoder_2, on_cpu=config.low_memory),
             tokenizer_2=pipeline.tokenizer_2,
             noise_scheduler=noise_scheduler_of(pipeline),
             resolution=resolution_of(pipeline, config),
             mixed_precision=config.mixed_precision,
+            text_on_cpu=config.low_memory,
             force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
         )
 
@@ -81,8 +82,8 @@ class StableDiffusionXL(UNetBackbone):
     def _with_trainable_words(self) -> Self:
         return replace(
             self,
-            text_encoder=copy.deepcopy(self.text_encoder).requires_grad_(True),
-            text_encoder_2=copy.deepcopy(self.text_encoder_2).requires_grad_(True),
+            text_encoder=copy.deepcopy(self.text_encoder).to(self.device).requires_grad_(True),
+            text_encoder_2=copy.deepcopy(self.text_encoder_2).to(self.device).requires_grad_(True),
         )
 
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
@@ -101,6 +102,14 @@ class StableDiffusionXL(UNetBackbone):
                 },
             ).sample
         return predicted
+
+    def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
+        return {
+            "prompt_embeds": read.tokens,
+            "pooled_prompt_embeds": read.others["pooled"],
+            "negative_prompt_embeds": null.tokens,
+            "negative_pooled_prompt_embeds": null.others["pooled"],
+        }
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
         from diffusers.loaders import TextualInversionLoaderMixin

@@ -135,18 +135,21 @@ class StableDiffusion(UNetBackbone):
         return cls(
             denoiser=frozen(pipeline.unet),
             vae=frozen(pipeline.vae),
-            text_encoder=frozen(pipeline.text_encoder),
+            text_encoder=frozen(pipeline.text_encoder, on_cpu=config.low_memory),
             tokenizer=pipeline.tokenizer,
             noise_scheduler=noise_scheduler_of(pipeline),
             resolution=resolution_of(pipeline, config),
             mixed_precision=config.mixed_precision,
+            text_on_cpu=config.low_memory,
         )
 
     def text_parameters(self) -> dict[str, nn.Parameter]:
         return {f"text_encoder.{name}": p for name, p in self.text_encoder.named_parameters()}
 
     def _with_trainable_words(self) -> Self:
-        return replace(self, text_encoder=copy.deepcopy(self.text_encoder).requires_grad_(True))
+        return replace(
+            self, text_encoder=copy.deepcopy(self.text_encoder).to(self.device).requires_grad_(True)
+        )
 
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
         with self.autocast():
@@ -154,6 +157,9 @@ class StableDiffusion(UNetBackbone):
                 noisy.to(self.device), times.to(self.device), conditioning.tokens.to(self.device)
             ).sample
         return predicted
+
+    def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
+        return {"prompt_embeds": read.tokens, "negative_prompt_embeds": null.tokens}
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
         from diffusers.loaders import TextualInversionLoaderMixin

@@ -26,6 +26,7 @@ from gift_ray.study.expand import each_concept
 from gift_ray.study.immunization import of_steps
 from gift_ray.study.judgeable import check_judging
 from gift_ray.study.measuring import is_published
+from gift_ray.study.presets import check_preset, with_preset
 from gift_ray.study.protocol import protocol_id
 from gift_ray.study.steps.prepare_concept import check_concept, check_source
 from gift_ray.study.suited import check_base
@@ -42,7 +43,8 @@ def load_study(path: str | Path, overrides: list[str], *, searched: bool = False
         ConfigError, DataError, ModelError: all mistakes of the file, and what the machine lacks.
     """
     try:
-        config = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
+        read = with_battery(each_concept(load_config(path, overrides, check=plugins.check)))
+        config = with_preset(read)
     except GiftError as error:
         others = _other_mistakes(path, overrides, searched)
         more = [line for line in others if not any(line in told for told in error.mistakes)]
@@ -62,7 +64,7 @@ def _checks_of_parts(config: StudyConfig, searched: bool) -> list[Callable[[], o
     return [
         partial(_check_search, config, searched),
         partial(check_judging, config),
-        partial(check_base, config),
+        partial(_check_fit, config),
         partial(check_prompts, config),
         partial(_check_encoders, config),
     ]
@@ -194,6 +196,12 @@ def _leftovers(config: StudyConfig) -> Iterator[str]:
     for side in (*sides, config.prior.source):
         source: plugins.Source = plugins.build("sources", side.name, side.options)
         yield from source.leftovers()
+
+
+def _check_fit(config: StudyConfig) -> None:
+    """Whether the base suits the study, and the study its preset's GPU."""
+    check_base(config)
+    check_preset(config)
 
 
 def _check_search(config: StudyConfig, searched: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gift_ray import plugins
 from gift_ray.config.plugin_choice import AttackConfig, DefenseConfig
 from gift_ray.config.schema import StudyConfig
-from gift_ray.errors import ModelError
+from gift_ray.errors import GiftError, ModelError
 from gift_ray.models import families
 from gift_ray.models.architecture import architecture
 from gift_ray.models.merge import NOT_SOLVED
@@ -20,18 +20,12 @@ def check_base(config: StudyConfig) -> None:
     """
     families.check_base(config.model)
     base = architecture(config.model)
-    confirming = config.confirm.attacks if config.confirm else ()
-    chosen: dict[str, DefenseConfig | AttackConfig] = {"defense": config.defense}
-    chosen |= {f"rivals.{i}": rival for i, rival in enumerate(config.rivals)}
-    for field, attacks in (("attacks", config.attacks), ("confirm.attacks", confirming)):
-        members = [member for attack in attacks for member in attack.members()]
-        chosen |= {f"{field} ({member.title})": member for member in members}
     mistakes = []
-    for field, one in chosen.items():
+    for field, one in chosen(config).items():
         plugin: plugins.Plugin = plugins.build(one.kind, one.name, one.options)
         try:
             plugin.require(base)
-        except ModelError as error:
+        except GiftError as error:
             mistakes += [f"{field}: {line}" for line in error.mistakes]
     concepts = config.concepts
     solved = concepts.mode == "merge" and concepts.merge.keys_and_values == "solve"
@@ -39,3 +33,14 @@ def check_base(config: StudyConfig) -> None:
         mistakes.append(NOT_SOLVED)
     if mistakes:
         raise ModelError(*mistakes)
+
+
+def chosen(config: StudyConfig) -> dict[str, DefenseConfig | AttackConfig]:
+    """All defenses and attacks of a study by the field that chooses them, a grid's members each."""
+    confirming = config.confirm.attacks if config.confirm else ()
+    found: dict[str, DefenseConfig | AttackConfig] = {"defense": config.defense}
+    found |= {f"rivals.{i}": rival for i, rival in enumerate(config.rivals)}
+    for field, attacks in (("attacks", config.attacks), ("confirm.attacks", confirming)):
+        members = [member for attack in attacks for member in attack.members()]
+        found |= {f"{field} ({member.title})": member for member in members}
+    return found

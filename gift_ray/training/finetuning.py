@@ -23,7 +23,8 @@ from gift_ray.models.disturb import Reinitialize
 from gift_ray.plugins import Attack, Source, build
 from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.diffusion import Batch, Examples, Seeds
-from gift_ray.training.loop import Level, OptimizerName, Report, training
+from gift_ray.training.loop import Level, Report, training
+from gift_ray.training.optimizers import OptimizerName
 from gift_ray.training.schedules import Schedule, schedule
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from gift_ray.errors import UnitFailed
 from gift_ray.logs import Pace
 from gift_ray.training.diffusion import global_norm
+from gift_ray.training.optimizers import OptimizerName, make_optimizer
 
 logger = logging.getLogger(__name__)
 
-OptimizerName = Literal["adamw", "sgd"]
 # The beginnings of the names under which a step logs values of its gradients. Under fp16 these may overflow
 # now and then without harm, since the level skips such a step and lowers its loss scale.
 OF_GRADIENTS = ("grad_norm", "cosine")
@@ -93,13 +93,7 @@ class Level:
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         values = [parameter.requires_grad_(True) for parameter in parameters.values()]
-        self.optimizer: torch.optim.Optimizer
-        if optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(
-                values, learning_rate, weight_decay=weight_decay, fused=True
-            )
-        else:
-            self.optimizer = torch.optim.SGD(values, learning_rate, weight_decay=weight_decay)
+        self.optimizer = make_optimizer(optimizer, values, learning_rate, weight_decay)
         self.loss_scale = LossScale() if fp16 else None
 
     def gradients(self, loss: Tensor, at: Mapping[str, Tensor] | None = None) -> list[Tensor]:
@@ -120,12 +114,13 @@ class Level:
             for p, g in zip(values, scaled, strict=True)
         ]
 
-    def step(self, gradients: Sequence[Tensor], rate: float = 1.0) -> float:
+    def step(self, gradients: list[Tensor], rate: float = 1.0) -> float:
         """Clip the gradients and update the parameters; returns the norm of the gradients before clipping.
 
         Under fp16 an overflow skips the update.
 
         Args:
+            gradients: holds the clipped ones afterwards.
             rate: the factor of the learning rate.
         """
         values = list(self.parameters.values())
@@ -135,8 +130,11 @@ class Level:
         factor = 1.0
         if self.max_grad_norm is not None:
             factor = min(1.0, self.max_grad_norm / (float(norm) + 1e-6))
-        for parameter, gradient in zip(values, gradients, strict=True):
-            parameter.grad = gradient if factor == 1.0 else gradient * factor
+        for place, parameter in enumerate(values):
+            if factor != 1.0:
+                # The list lets go of each: a second set of gradients would cost as much as the model.
+                gradients[place] = gradients[place] * factor
+            parameter.grad = gradients[place]
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * rate
         self.optimizer.step()
@@ -158,7 +156,10 @@ class Level:
         for name, parameter in self.parameters.items():
             if name in tensors:
                 # A fused optimizer needs its state, including the step count, on the parameter's device.
-                state = {key: value.to(parameter.device) for key, value in tensors[name].items()}
+                state = {
+                    key: value.to(parameter.device) if isinstance(value, Tensor) else value
+                    for key, value in tensors[name].items()
+                }
                 self.optimizer.state[parameter] = state
         if self.loss_scale:
             self.loss_scale = LossScale(**saved["loss_scale"])

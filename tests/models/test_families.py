@@ -24,6 +24,7 @@ from diffusers import (
 )
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import make_klein, make_pipeline, make_sdxl, same_weights, tiny_study, weights
 from torch import Tensor
 
@@ -473,6 +474,35 @@ def test_a_kohya_file_of_sdxl_has_the_original_names_and_is_read(
     assert np.abs(pictures(model.load_lora(file)).astype(int) - pictures(ours)).max() <= 1
 
 
+def test_a_kohya_file_of_klein_is_read_and_has_queries_keys_and_values_in_one(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = model_at(folders["klein"])
+    ours, file = adapted(model, ("blocks", "context_embedder")), tmp_path / "kohya.safetensors"
+    ours.save_lora_kohya(file)
+    tensors = load_file(file)
+    assert {name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")} == {
+        "lora_unet_txt_in",
+        *(f"lora_unet_double_blocks_0_{stream}_{layer}" for stream in ("img", "txt")
+          for layer in ("attn_qkv", "attn_proj", "mlp_0", "mlp_2")),
+        *(f"lora_unet_single_blocks_{i}_linear{n}" for i in (0, 1) for n in (1, 2)),
+    }  # fmt: skip
+    # What the fused layer adds to queries, keys and values, one below the other.
+    fused = "lora_unet_double_blocks_0_img_attn_qkv"
+    down, up = (tensors[f"{fused}.lora_{part}.weight"] for part in ("down", "up"))
+    added = float(tensors[f"{fused}.alpha"]) / len(down) * up @ down
+    attention = ours.denoiser.transformer_blocks[0].attn
+    parts = [getattr(attention, n).get_delta_weight("default") for n in ("to_q", "to_k", "to_v")]
+    torch.testing.assert_close(added, torch.cat(parts))
+
+    plain = DiffusionPipeline.from_pretrained(folders["klein"])
+    plain.load_lora_weights(file)
+    found = plain_pictures(plain, max_sequence_length=16).astype(int)
+    assert np.abs(found - pictures(ours)).max() <= 1
+    assert np.abs(pictures(model.load_lora(file)).astype(int) - pictures(ours)).max() <= 1
+    assert (pictures(ours) != pictures(model)).any()
+
+
 def test_original_names_of_sdxl_are_those_of_its_published_code() -> None:
     # Of SDXL's own three levels with two layers each.
     expected = {
@@ -491,7 +521,8 @@ def test_what_kohyas_format_cannot_hold_is_one_line(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     for family, targets, what in (
-        ("sdxl", ("to_q", "conv1"), "resnets"), ("klein", ("to_q",), "FLUX.2 klein"),
+        ("sdxl", ("to_q", "conv1"), "resnets"), ("klein", ("to_q",), "only 1 of them"),
+        ("klein", ("attention", "timestep_embedder.linear_1"), "timestep_embedder"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match="kohya") as error:
             adapted(model_at(folders[family]), targets).save_lora_kohya(tmp_path / family)

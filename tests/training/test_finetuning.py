@@ -154,7 +154,7 @@ def test_a_caption_replaces_those_of_d_a(
 def test_lora_adds_alpha_over_rank_times_b_a(tiny_model: StableDiffusion, d_a: Examples) -> None:
     attack = LoRA(rank=3, lora_alpha=6, **SHORT)
     trainee = attack.trainee(tiny_model, d_a, SEEDS)
-    unet = trainee.model.denoiser.double()
+    unet = copy.deepcopy(trainee.model.denoiser).double()
     merged = copy.deepcopy(tiny_model.denoiser).double()
     matrices = dict(unet.named_parameters())
     downs = [name for name in matrices if ".lora_A." in name]

@@ -17,7 +17,7 @@ from gift_ray.config.plugin_choice import AttackConfig
 from gift_ray.config.schema import EvaluationConfig, ModelConfig
 from gift_ray.data import examples
 from gift_ray.models.backbone import Backbone
-from gift_ray.models.families import base_model
+from gift_ray.models.families import released_model
 from gift_ray.plugins import Plugin
 from gift_ray.study.drawing import draw, drawing_identity, repeated
 from gift_ray.study.journal import Journal
@@ -60,7 +60,7 @@ class AttackModel(Step):
 
     def finetune(self, inputs: Inputs, journal: Journal) -> Iterator[tuple[int, Backbone]]:
         """The attacked model at each evaluation step."""
-        released = base_model(self.model).with_weights(inputs["model"] / "unet.safetensors")
+        released = released_model(self.model, inputs["model"] / "unet.safetensors")
         d_a = examples.load_examples(inputs["concept"] / "D_A.safetensors")
         seeds = seeds_for(self.seed, "attack")
         return self.plugin.finetune(released, d_a, seeds=seeds, report=journal)

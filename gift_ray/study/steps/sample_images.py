@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from gift_ray.config.schema import EvaluationConfig, ModelConfig
 from gift_ray.data import examples
-from gift_ray.models.families import base_model
+from gift_ray.models.families import released_model
 from gift_ray.study.drawing import draw, drawing_identity, repeated
 from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step, Work
@@ -34,7 +34,7 @@ class SampleImages(Step):
         }
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
-        released = base_model(self.model).with_weights(inputs["model"] / "unet.safetensors")
+        released = released_model(self.model, inputs["model"] / "unet.safetensors")
         asked = repeated(self.prompts, self.evaluation)
         images = draw(released, asked, self.evaluation, self.seed)
         examples.save_images(out / "step-000000", images)
