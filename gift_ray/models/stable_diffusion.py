@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from transformers import PreTrainedModel
 
+# Prefixes in a single file: the text encoder of Stable Diffusion, and SDXL's first; SDXL's second, under
+# open_clip's names, which in the refiner's files stands in the first one's place.
+FIRST_ENCODER = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
+SECOND_ENCODER = "conditioner.embedders.1.model."
+REFINER = "conditioner.embedders.0.model."
+
 
 @dataclass(frozen=True)
 class UNetBackbone(Backbone):
@@ -235,26 +241,33 @@ def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:
 def parts_of_single_file(
     path: Path, tensors: Mapping[str, Tensor], like: Backbone
 ) -> dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-    """The weights of the VAE and of the CLIP text encoder of a single file, if it has them.
+    """The weights of the VAE and of the CLIP text encoders of a single file, if it has them.
 
     For each part the base's weights are given beside the file's, under the same names.
 
     Raises:
-        ModelError: a part is of another kind than the base's.
+        ModelError: a part is of another kind than the base's, or the file is one of SDXL's refiner.
     """
     from diffusers.loaders import single_file_utils as convert
 
+    if any(name.startswith(REFINER) for name in tensors):
+        raise ModelError(
+            f"{path}: a file of SDXL's refiner, which finishes drawings of another model; give one of the "
+            "base model"
+        )
     found: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
     try:
         if any(name.startswith("first_stage_model.") for name in tensors):
             vae = convert.convert_ldm_vae_checkpoint(dict(tensors), dict(like.vae.config))
             found["vae"] = (like.vae.state_dict(), vae)
-        if any(name.startswith("cond_stage_model.transformer.") for name in tensors):
-            words: Any = like
-            own = {_in_text_model(n): t for n, t in words.text_encoder.state_dict().items()}
+        words: Any = like
+        if any(name.startswith(FIRST_ENCODER) for name in tensors):
             theirs = convert.convert_ldm_clip_checkpoint(dict(tensors))
-            theirs = {_in_text_model(n): t for n, t in theirs.items() if "position_ids" not in n}
-            found["text_encoder"] = (own, theirs)
+            found["text_encoder"] = (_words(words.text_encoder.state_dict()), _words(theirs))
+        if any(name.startswith(SECOND_ENCODER) for name in tensors):
+            second = words.text_encoder_2
+            theirs = convert.convert_open_clip_checkpoint(second, dict(tensors), SECOND_ENCODER)
+            found["text_encoder_2"] = (_words(second.state_dict()), _words(theirs))
     except Exception as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -264,6 +277,13 @@ def parts_of_single_file(
     return found
 
 
-def _in_text_model(name: str) -> str:
-    """A tensor's name without a prefix that only some versions of transformers use."""
-    return name.removeprefix("text_model.")
+def _words(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's weights without a prefix that only some versions of transformers use.
+
+    The positions that files may hold beside them are no weights.
+    """
+    return {
+        name.removeprefix("text_model."): tensor
+        for name, tensor in weights.items()
+        if "position_ids" not in name
+    }
