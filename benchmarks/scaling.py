@@ -40,7 +40,8 @@ DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 # The demo's attack on the undefended model: 20 steps, 16 images, each unit with a seed of its own.
 SMALL = [
     "concepts.malicious.0.source.num_images=7",
-    "prior.source.num_images=30",
+    "prior.source.words=[apple, bus, camera, house, lion, shoe]",
+    "prior.source.images_per_word=5",
     "defense={name: none}",
     "search=null",
 ]

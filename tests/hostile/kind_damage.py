@@ -134,7 +134,7 @@ CASES = [
     Case("`choices: []`", unchoosable([]), says="at least 1 item"),
     Case("`choices` of a wrong kind", unchoosable(["much"]), says="defense.beta = much is not possible"),
     Case("`gift-ray show` of a folder without a study", lambda folder: run(["show", str(folder)]),
-         says="no study.json"),
+         says="nothing of a study is there"),
     Case("`gift-ray report` of a folder without a study", lambda folder: run(["report", str(folder)]),
          says="no study.json"),
     Case("`gift-ray show` of a study whose study.json is cut short", shown("study.json", "{", "show"),
