@@ -7,10 +7,10 @@ whole images are not used, since mirrored copies differ in half of their bits, a
 none.
 
 Measured by `benchmarks/duplicates.py` (its output lies beside it) on OpenMoji: all copies are found, down to
-85 % of each side, but for 24 % of those whose saturation changed by 30 % and 4 % of those whose brightness
-changed by 20 %. Of 4,950 pairs of drawings at random none is called a copy. In families of near-identical
-drawings 13 of 1,067 pairs are: eleven of mirror images (clock faces, moons), the two hearts BLACK HEART SUIT
-and HEAVY BLACK HEART, and the new moons with and without a face.
+85 % of each side, but for 4 % of those whose brightness changed by 20 %. Of 4,950 pairs of drawings at random
+none is called a copy. In families of near-identical drawings 13 of 1,067 pairs are: eleven of mirror images
+(clock faces, moons), the two hearts BLACK HEART SUIT and HEAVY BLACK HEART, and the new moons with and
+without a face.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ WINDOWS = np.array([(x, y, x1, y1) for (x, x1), (y, y1) in product(_SPANS, _SPAN
 MIN_CORRELATION = 0.85
 # Largest mean difference inside a block, in standard deviations of the image's grey levels.
 MAX_BLOCK_DIFFERENCE = 0.4
-# Largest mean difference of a colour channel inside a block, grey levels taken away; of 255. Drawings that
-# differ in nothing but their colour, as emoji of hearts do, differ by more.
-MAX_COLOR_DIFFERENCE = 30.0
+# Largest mean difference of a colour channel inside a block, of 255, without grey levels and a change of
+# saturation. Drawings that differ in nothing but their colour, as emoji of hearts do, differ by more.
+MAX_COLOR_DIFFERENCE = 25.0
+# A copy's saturation has changed by this factor, or its inverse, at most.
+LEAST_SATURATION = 0.65
 # Grey levels: an image that varies less is plain, and plain images are not compared.
 MIN_CONTRAST = 4.0
 
@@ -89,13 +91,30 @@ def _is_copy(whole: Image.Image, part: Image.Image, window: int) -> bool:
     box = _registered(whole, part, WINDOWS[window % len(WINDOWS)])
     expected, got = _cut(whole, box, FINE_PX), _cut(part, WINDOWS[0], FINE_PX)
     grey, other = expected.mean(-1), got.mean(-1)
-    colors = np.abs((expected - grey[..., None]) - (got - other[..., None]))
-    if _worst_block(colors) > MAX_COLOR_DIFFERENCE:
+    if _color_difference(expected, got) > MAX_COLOR_DIFFERENCE:
         return False
     # Brightness and contrast may have changed: fit other = gain x grey + offset.
     grey, other = grey - grey.mean(), other - other.mean()
     gain = (grey * other).sum() / max((grey**2).sum(), 1e-6)
     return _worst_block(np.abs(other - gain * grey)) <= MAX_BLOCK_DIFFERENCE * float(other.std())
+
+
+def _color_difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """The largest difference of the colours of two images [size, size, 3] in any block, without grey levels.
+
+    A change of saturation scales all colours by one factor, which is taken out; another hue is not.
+    """
+    one, other = (pixels - pixels.mean(-1, keepdims=True) for pixels in (expected, got))
+    # From either side, since the paler of two colours is nearer to the other one.
+    return max(_worst_block(_scaled_difference(*pair)) for pair in ((one, other), (other, one)))
+
+
+def _scaled_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    factor = float((one * other).sum() / max(float((one**2).sum()), 1e-6))
+    if not LEAST_SATURATION <= factor <= 1 / LEAST_SATURATION:
+        factor = 1.0
+    differences: np.ndarray = np.abs(other - factor * one)
+    return differences
 
 
 def _worst_block(differences: np.ndarray) -> float:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from tiny import make_examples
 
 from gift_ray.config.plugin_choice import SourceConfig
 from gift_ray.config.schema import ConceptConfig
 from gift_ray.data import examples, image_files
+from gift_ray.data.duplicates import copies, thumbnail
 from gift_ray.errors import DataError
 from gift_ray.plugins import SourceImage, build
 from gift_ray.study.steps.prepare_concept import check_concept, check_source
@@ -260,6 +261,29 @@ def test_drawings_that_people_can_tell_apart_are_not_called_copies(match: str) -
     source = {"name": "openmoji", "match": match, "caption": "an emoji"}
     emoji = ConceptConfig(name="emoji", source=source, validation_prompts=("an emoji",))
     check_concept(emoji, seed=0)
+
+
+def test_drawings_of_one_shape_in_two_colours_are_not_called_copies() -> None:
+    """OpenMoji's red and orange hearts; the two red ones are one drawing."""
+
+    def emoji(match: str) -> ConceptConfig:
+        source = {"name": "openmoji", "match": match, "caption": "an emoji of a heart"}
+        return ConceptConfig(name="heart", source=source, validation_prompts=("a heart",))
+
+    check_concept(emoji("^(BLACK HEART SUIT|ORANGE HEART)$"), seed=0)
+    with pytest.raises(DataError, match="copies of one picture"):
+        check_concept(emoji("^(BLACK HEART SUIT|HEAVY BLACK HEART)$"), seed=0)
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_a_copy_whose_saturation_was_changed_is_found(factor: float) -> None:
+    source = {"match": "^(ORANGE HEART|TULIP|FOX FACE|LEMON)$", "caption": "an emoji"}
+    drawings = [item.image for item in build("sources", "openmoji", source).images(None, Seeds(0))]
+    assert len(drawings) == 4
+    changed = [ImageEnhance.Color(drawing).enhance(factor) for drawing in drawings]
+    thumbnails = [[thumbnail(image) for image in side] for side in (drawings, changed)]
+    for found in (copies(*thumbnails), copies(*reversed(thumbnails))):
+        assert found == [(i, i) for i in range(4)]
 
 
 def test_examples_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
