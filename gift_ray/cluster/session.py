@@ -56,7 +56,12 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
             runtime_env={"env_vars": ENVIRONMENT | verbose},
         )
     except ConnectionError as error:
-        raise ConfigError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}") from error
+        # Somebody answers there, as `require_cluster` has found. Ray gives no other error for a wrong token.
+        raise ConfigError(
+            f"RAY_ADDRESS: the Ray cluster at {address!r} does not let this job in ({error}): give it the "
+            "cluster's token in RAY_AUTH_TOKEN, or in the file at RAY_AUTH_TOKEN_PATH, with "
+            "RAY_AUTH_MODE=token (docs/CLUSTER.md), and the cluster's version of Ray"
+        ) from error
     except AuthenticationError as error:
         raise ConfigError(
             f"RAY_ADDRESS: the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token and "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -50,6 +53,56 @@ def test_a_head_of_our_own_is_closed_and_tells_no_secrets(
                 content = log.read_text(errors="replace")
                 assert not [s for s in secrets if s in content], f"{log} tells a secret"
         assert not [s for s in secrets if s in lines]
+
+
+JOIN = """
+import sys
+from pathlib import Path
+from gift_ray.cli.console import run_job
+from gift_ray.cluster.session import session
+from gift_ray.config.running import ClusterConfig
+
+def job(arguments):
+    with session(ClusterConfig(), Path(sys.argv[1])):
+        return 0
+
+sys.exit(run_job(job, None))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("token", "code", "said"), [("right", 0, ""), ("wrong", 2, "does not let this job in")]
+)
+def test_a_job_with_the_wrong_token_ends_in_one_line(
+    token: str, code: int, said: str, tmp_path: Path
+) -> None:
+    start = (
+        "import sys, time; from nodes import start_cluster\n"
+        "with start_cluster(num_cpus=1) as c: print(c.address, flush=True); sys.stdin.read()"
+    )
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    head = subprocess.Popen(
+        [sys.executable, "-c", start], env={**os.environ, **secret, **tests}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert head.stdout is not None
+        address = head.stdout.readline().strip()
+        given = secret | ({} if token == "right" else {"RAY_AUTH_TOKEN": "1" * 64})
+        joined = subprocess.run(
+            [sys.executable, "-c", JOIN, str(tmp_path / "study")], check=False, text=True,
+            env={**os.environ, **given, **tests, "RAY_ADDRESS": address}, capture_output=True,
+        )  # fmt: skip
+    finally:
+        head.communicate("")
+    assert joined.returncode == code, joined.stderr
+    lines = [line for line in joined.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == int(code != 0), joined.stderr
+    assert all(said in line for line in lines), lines
+    assert "Traceback" not in joined.stderr
 
 
 def test_an_open_cluster_that_others_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
