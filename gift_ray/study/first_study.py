@@ -41,7 +41,8 @@ class Habits:
     prior_images: int
     immunize: dict[str, Any]
     attack: dict[str, Any]
-    alphas: tuple[tuple[float, float], tuple[float, float]]
+    # The options of the defense that a search tries, with their ranges as YAML.
+    searched: dict[str, str]
     precision: str
 
     def captioned(self, noun: str) -> str:
@@ -54,14 +55,33 @@ BUILTIN = Habits(
     encoders=EncodersConfig(),
     drawing={"num_inference_steps": 12, "guidance_scale": 2},
     prior_images=90,
-    immunize={"max_train_steps": 80, "train_batch_size": 6},
+    # As the demo's, which its concepts resist with.
+    immunize={
+        "parameter_group": "all",
+        "prior_loss": "distillation",
+        "random_words": 0.5,
+        "path": 0.8,
+        "retreat": 0.3,
+        "alpha_inner": 2e-4,
+        "alpha_outer": 2e-4,
+        "beta": 0,
+        "inner_steps": 2,
+        "max_train_steps": 210,
+        "train_batch_size": 6,
+        "caption_dropout": 0.15,
+        "decay": 0.3,
+    },
     attack={
         "learning_rate": 1e-4,
         "max_train_steps": 20,
         "train_batch_size": 4,
         "num_evaluations": 4,
     },
-    alphas=((1e-4, 3e-4), (2e-4, 8e-4)),
+    searched={
+        "alpha_inner": "{low: 1.5e-4, high: 3.0e-4, log: true}",
+        "alpha_outer": "{low: 1.5e-4, high: 3.0e-4, log: true}",
+        "retreat": "{low: 0.2, high: 0.4}",
+    },
     precision="no",
 )
 STABLE_DIFFUSION = Habits(
@@ -73,7 +93,11 @@ STABLE_DIFFUSION = Habits(
     prior_images=200,
     immunize={"max_train_steps": 1000, "train_batch_size": 1},
     attack={"learning_rate": 5e-6, "max_train_steps": 1300, "num_evaluations": 8},
-    alphas=((1e-6, 2e-5), (5e-6, 1e-4)),
+    searched={
+        "alpha_inner": "{low: 1.0e-6, high: 2.0e-5, log: true}",
+        "alpha_outer": "{low: 5.0e-6, high: 1.0e-4, log: true}",
+        "beta": "{low: 0.05, high: 0.3, log: true}",
+    },
     precision="bf16",
 )
 
@@ -142,7 +166,7 @@ def first_study(
         attack=_yaml({"name": "dreambooth", **habits.attack}),
         metrics=_metrics(judged, habits), encoders=_yaml(encoders.model_dump()),
         safe_prompts=_listed([habits.captioned(n) for n in safe_nouns], 4),
-        inner=_range(habits.alphas[0]), outer=_range(habits.alphas[1]),
+        space="\n".join(f"    defense.{name}: {r}" for name, r in habits.searched.items()),
         steps=habits.drawing["num_inference_steps"], guidance=habits.drawing["guidance_scale"],
         under_train="[]" if model == "builtin" else "[immunize, attack]", gpus=gpus,
     )  # fmt: skip
@@ -196,10 +220,6 @@ def _metrics(judged: list[str], habits: Habits) -> str:
 
 def _listed(prompts: Sequence[str], indent: int) -> str:
     return "\n".join(f"{' ' * indent}- {_yaml(prompt)}" for prompt in prompts)
-
-
-def _range(ends: tuple[float, float]) -> str:
-    return f"{{low: {ends[0]:.1e}, high: {ends[1]:.1e}, log: true}}"
 
 
 def _yaml(value: Any) -> str:
@@ -274,9 +294,7 @@ evaluation:
 search:
   num_samples: 6
   space:
-    defense.alpha_inner: {inner}
-    defense.alpha_outer: {outer}
-    defense.beta: {{low: 0.05, high: 0.3, log: true}}
+{space}
 
 cluster:
   gpus_per_unit: {gpus}
