@@ -328,7 +328,10 @@ def test_every_study_that_we_ship_can_be_read(
     (tmp_path / "customconcept101").mkdir()
     (tmp_path / "customconcept101" / "dataset.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
-    load_config(path, [], check=plugins.check)
+    config = load_config(path, [], check=plugins.check)
+    # What the file's own header says to run needs a space to search.
+    if "sweep" in next(line for line in path.read_text().splitlines() if line.startswith("# Run:")):
+        assert config.search is not None
 
 
 def test_a_grid_stands_for_an_attack_at_each_combination(write: Any, study: dict[str, Any]) -> None:
