@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from gift_ray.config.schema import StudyConfig
-from gift_ray.records.record import is_done
+from gift_ray.records.record import is_done, read_record
 from gift_ray.study.execute import execute
 from gift_ray.study.load import configure, load_study
 from gift_ray.study.plan import plan
@@ -80,7 +80,8 @@ def run(steps: Sequence[Step], study_dir: Path) -> None:
     """In this process, one after the other: their CPU seconds compare."""
     for number, step in enumerate(steps, 1):
         if not is_done(step.folder(study_dir)):
-            record = execute(step, study_dir)
+            execute(step, study_dir)
+            record = read_record(step.folder(study_dir))
             took = record.provenance["cpu_seconds"]
             print(f"{number}/{len(steps)} {took:6.1f} CPU s  {step.label}", flush=True)
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import CDPSession, Page, sync_playwright
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))
 from studies import Builder, Recipe
 

@@ -28,9 +28,12 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
     """
     raw = _read_yaml(Path(path))
     mistakes = [m for o in overrides if (m := apply_override(raw, o))]
-    config, more = _validate(with_absolute_paths(raw), check)
-    if mistakes or more or config is None:
-        raise ConfigError(*(f"{path}: {line}" for line in (*mistakes, *more)))
+    try:
+        config = StudyConfig.model_validate(with_absolute_paths(raw), context={"check": check})
+    except ValidationError as error:
+        mistakes += mistakes_in_lines(error)
+    if mistakes:
+        raise ConfigError(*(f"{path}: {line}" for line in mistakes))
     # From here on the path is absolute, since Ray changes the working directory of its workers.
     return config.model_copy(update={"output_dir": str(resolve_output_dir(config.output_dir))})
 
@@ -80,10 +83,10 @@ def _without_unknown_keys(raw: dict[str, Any]) -> dict[str, Any]:
 
 def with_values(config: StudyConfig, values: dict[str, Any], *, check: Check) -> StudyConfig:
     """The same study with some dotted paths set, as a search trial does."""
-    changed, mistakes = _validate(settings(config, values), check)
-    if changed is None:
-        raise ConfigError(*mistakes)
-    return changed
+    try:
+        return StudyConfig.model_validate(settings(config, values), context={"check": check})
+    except ValidationError as error:
+        raise ConfigError(*mistakes_in_lines(error)) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -97,10 +100,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of settings, got {type(raw).__name__}")
     return raw
-
-
-def _validate(raw: dict[str, Any], check: Check) -> tuple[StudyConfig | None, list[str]]:
-    try:
-        return StudyConfig.model_validate(raw, context={"check": check}), []
-    except ValidationError as error:
-        return None, list(mistakes_in_lines(error))

@@ -84,7 +84,9 @@ def attacked(plan: Plan, step: AttackModel) -> Backbone:
     inputs = verified_inputs(step, plan.config.study_dir)
     *_, (_, model) = step.finetune(inputs, _Forgetful(every=1))
     if not model.has_adapter:
-        raise ConfigError(f"--attack: {step.attack.name} trains no adapter; give lora")
+        raise ConfigError(
+            f"--attack: {step.attack.identity()['name']} trains no adapter; give lora"
+        )
     folder = _folder(plan, step)
     if is_done(folder):
         _require_as_recorded(step, model, folder)

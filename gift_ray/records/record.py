@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,26 +107,33 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_step(
-    folder: Path, identity: dict[str, Any], work: Callable[[Path], dict[str, Any]], **extra: Any
-) -> Record:
-    """Run `work` in a private folder, add the record, and move it all to `folder` in one rename.
+@dataclass
+class Draft:
+    """A step's folder while it is being filled; `result` holds JSON values."""
+
+    folder: Path
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def step_written(folder: Path, identity: dict[str, Any], **extra: Any) -> Iterator[Draft]:
+    """Give the block a private folder to fill; at its end add the record, and rename it to `folder`.
+
+    If another process finished the same step meanwhile, its folder stands, and an error of the block is of no
+    interest any more.
 
     Args:
         folder: the step's folder.
         identity: the step's kind, options, versions and inputs; hashed into its fingerprint.
-        work: fills the folder that it is given and returns the step's result (JSON values).
         extra: provenance to add, such as the label.
-
-    Returns:
-        The record; that of another process, if it finished the same step meanwhile.
     """
     started, cpu_started = time.time(), time.process_time()
     _reset_peak_memory()
     try:
         with written_whole(folder) as private:
             private.mkdir()
-            result = work(private)
+            draft = Draft(private)
+            yield draft
             seconds = {
                 "seconds": round(time.time() - started, 3),
                 "cpu_seconds": round(time.process_time() - cpu_started, 3),
@@ -135,7 +143,7 @@ def write_step(
                 kind=identity["kind"],
                 fingerprint=digest(identity),
                 identity=identity,
-                result=result,
+                result=draft.result,
                 files=_hash_files(private),
                 provenance=provenance() | seconds | memory | extra,
             )
@@ -143,9 +151,8 @@ def write_step(
     except Exception:
         if not is_done(folder):
             raise
-        return read_record(folder)
-    remove_leftovers(folder)
-    return record
+    else:
+        remove_leftovers(folder)
 
 
 def read_record(folder: Path) -> Record:

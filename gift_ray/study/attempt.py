@@ -6,6 +6,8 @@ A lock keeps two runs that need the same step from doing it twice.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
@@ -61,7 +63,8 @@ def assist(step: Step, storage: Storage, journal: Journal) -> GiftError | None:
     """
 
     def work() -> None:
-        step.assist(verified_inputs(step, storage.study_dir), journal)
+        with TemporaryDirectory() as scratch:
+            step.run(verified_inputs(step, storage.study_dir), Path(scratch), journal)
 
     return _tried(step, storage, work)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from gift_ray.records.record import Record, is_done, read_record, write_step
+from gift_ray.records.record import is_done, read_record, step_written
 from gift_ray.study.journal import Journal, LocalJournal
 from gift_ray.study.step import Inputs, Step
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 def execute(
     step: Step, study_dir: Path, *, journal: Journal | None = None, checkpoint_every: int = 100
-) -> Record:
+) -> None:
     """Execute one step, unless its record exists already. Its inputs must be done.
 
     Args:
@@ -22,16 +22,14 @@ def execute(
     """
     folder = step.folder(study_dir)
     if is_done(folder):
-        return read_record(folder)
+        return
     logger.info("The step %r begins here.", step.label)
     inputs = verified_inputs(step, study_dir)
     kept = journal or LocalJournal(step.checkpoint(study_dir), checkpoint_every)
-    record = write_step(
-        folder, step.full_identity, lambda out: step.run(inputs, out, kept), label=step.label
-    )
+    with step_written(folder, step.full_identity, label=step.label) as draft:
+        draft.result = step.run(inputs, draft.folder, kept)
     step.checkpoint(study_dir).unlink(missing_ok=True)
     logger.info("The step %r is done.", step.label)
-    return record
 
 
 def verified_inputs(step: Step, study_dir: Path) -> Inputs:

@@ -38,7 +38,8 @@ class ReleasedModels:
 
     def against(self, group: tuple[str, ...]) -> Step:
         """The step that makes the model against a group of concepts."""
-        if len(group) > 1 and _trains(self.config.defense):
+        defense = plugins.resolve("defenses", self.config.defense.name)
+        if len(group) > 1 and defense.trains:
             if self.config.concepts.mode == "merge":
                 return self._merged(group)
             if self.config.concepts.added:
@@ -89,14 +90,14 @@ class ReleasedModels:
     ) -> Step:
         """Immunize the base, or the model that the step `given` makes, against a group of concepts."""
         # A defense that does not train reads no data, so one undefended model serves every concept and D_S.
-        trains = _trains(defense)
-        data = self._data(group) if trains else {}
+        plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
+        data = self._data(group) if plugin.trains else {}
         return ImmunizeModel(
             label=label,
             inputs={**data, **({"model": given} if given else {})},
-            defense=defense,
-            concepts=group if trains else (),
-            names=self._names(group) if trains else (),
+            defense=plugin,
+            concepts=group if plugin.trains else (),
+            names=self._names(group) if plugin.trains else (),
             model=self.config.model,
             seed=self.config.seed,
         )
@@ -107,11 +108,6 @@ class ReleasedModels:
 
     def _data(self, group: tuple[str, ...]) -> dict[str, Step]:
         return {"prior": self.prior, **{f"concept/{name}": self.concepts[name] for name in group}}
-
-
-def _trains(defense: DefenseConfig) -> bool:
-    plugin: plugins.Defense = plugins.build("defenses", defense.name, defense.options)
-    return plugin.trains
 
 
 def of_steps(defense: DefenseConfig, steps: int | None) -> DefenseConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gift_ray import plugins
 from gift_ray.config.schema import ConceptConfig, StudyConfig
 from gift_ray.study.drawing import repeated
 from gift_ray.study.immunization import ReleasedModels
@@ -94,7 +95,27 @@ def plan(config: StudyConfig, *, matrix: bool = False) -> Plan:
         matrix: attack every model with every malicious concept and draw the neighbours of all of them,
             instead of only those that the model is immunized against.
     """
-    return _Planner(config).plan(matrix)
+    planner = _Planner(config)
+    models, malicious = planner.models, planner.malicious
+    alone = config.concepts.mode == "per_concept"
+    groups = [(name,) for name in malicious] if alone else [malicious]
+    undefended = planner.arm("undefended", models.undefended(), malicious, malicious)
+    defended = tuple(
+        planner.arm(
+            models.label(group), models.against(group), group, malicious if matrix else group, undefended
+        )
+        for group in groups
+    )  # fmt: skip
+    return Plan(
+        config,
+        undefended,
+        defended,
+        planner.chance_similarity(undefended),
+        planner.chance_prompt(undefended),
+        planner.controls(undefended),
+        {c.name: planner.judged(c, undefended) for c in planner.concepts},
+        {name: planner.references(name) for name in planner.prepared},
+    )
 
 
 class _Planner:
@@ -115,30 +136,7 @@ class _Planner:
         )
         self.models = ReleasedModels(config, self.prepared, prior)
 
-    def plan(self, matrix: bool) -> Plan:
-        alone = self.config.concepts.mode == "per_concept"
-        groups = [(name,) for name in self.malicious] if alone else [self.malicious]
-        nothing = self.models.undefended()
-        undefended = self._arm("undefended", nothing, self.malicious, self.malicious)
-        defended = tuple(
-            self._arm(
-                self.models.label(group), self.models.against(group), group,
-                self.malicious if matrix else group, undefended,
-            )
-            for group in groups
-        )  # fmt: skip
-        return Plan(
-            self.config,
-            undefended,
-            defended,
-            self._chance_similarity(undefended),
-            self._chance_prompt(undefended),
-            self._controls(undefended),
-            {c.name: self._judged(c, undefended) for c in self.concepts},
-            {name: self._references(name) for name in self.prepared},
-        )
-
-    def _arm(
+    def arm(
         self, label: str, immunize: Step, malicious: tuple[str, ...], attacked: tuple[str, ...],
         undefended: Arm | None = None,
     ) -> Arm:  # fmt: skip
@@ -179,7 +177,7 @@ class _Planner:
         images = AttackModel(
             label=label,
             inputs={"model": immunize, "concept": prepared},
-            attack=attack,
+            attack=plugins.build("attacks", attack.name, attack.options),
             prompts=concept.validation_prompts,
             evaluation=self.config.evaluation,
             model=self.config.model,
@@ -206,7 +204,7 @@ class _Planner:
         )
         return self._evaluated(label, prompts, images=images, base=base or images)
 
-    def _chance_similarity(self, undefended: Arm) -> dict[str, Step]:
+    def chance_similarity(self, undefended: Arm) -> dict[str, Step]:
         """Measure each concept on images that don't show it: the base's images of the safe prompts."""
         count = len(self.config.evaluation.safe_prompts)
         return {
@@ -217,7 +215,7 @@ class _Planner:
             for c in self.concepts
         }  # fmt: skip
 
-    def _controls(self, undefended: Arm) -> dict[tuple[str, str, int], dict[str, Step]]:
+    def controls(self, undefended: Arm) -> dict[tuple[str, str, int], dict[str, Step]]:
         """Measure each malicious concept on images of the undefended model after an attack with a control."""
         concepts = self.config.concepts
         controls = {c.name: c for c in concepts.safe}
@@ -235,7 +233,7 @@ class _Planner:
             for seed in self.config.seeds
         }  # fmt: skip
 
-    def _judged(self, concept: ConceptConfig, undefended: Arm) -> Step:
+    def judged(self, concept: ConceptConfig, undefended: Arm) -> Step:
         """Measure a concept on real images of it and of others, by which the metrics are checked.
 
         For a malicious concept the others are its controls and the base's images of safe prompts. These
@@ -260,7 +258,7 @@ class _Planner:
             names=concept.names,
         )
 
-    def _chance_prompt(self, undefended: Arm) -> dict[str, Step]:
+    def chance_prompt(self, undefended: Arm) -> dict[str, Step]:
         """Measure how well the base's images agree with prompts that they were not drawn from."""
         groups = self._prompt_groups(self.config.concepts.malicious)
         return {
@@ -288,7 +286,7 @@ class _Planner:
             halves=halves,
         )
 
-    def _references(self, name: str) -> Step:
+    def references(self, name: str) -> Step:
         return EvaluateReferences(
             label=f"evaluate real images of {name}",
             inputs={"concept": self.prepared[name]},

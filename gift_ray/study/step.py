@@ -44,7 +44,8 @@ class Step(ABC):
     kind: ClassVar[str]
     # To be raised when results of this kind change their meaning; all of them are then computed again.
     version: ClassVar[int]
-    # Whether several workers may train it together, each on a share of every batch.
+    # Whether several workers may `run` it together, each training on a share of every batch. Of what they
+    # leave only the first one's folder is kept.
     data_parallel: ClassVar[bool] = False
 
     label: str
@@ -69,10 +70,6 @@ class Step(ABC):
         Raises:
             UnitFailed: the step failed for its own reason (numbers that are not finite, a collapse).
         """
-
-    def assist(self, inputs: Inputs, journal: Journal) -> None:
-        """Take part in the training of a `data_parallel` step that another worker runs; leaves no result."""
-        raise NotImplementedError(f"{self.kind} steps run on one worker")
 
     @property
     def trains(self) -> bool:

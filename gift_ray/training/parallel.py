@@ -17,6 +17,11 @@ def workers() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def is_first() -> bool:
+    """Whether this is the worker that writes what all of them have computed alike."""
+    return workers()[0] == 0
+
+
 def share(rows: Sequence[int]) -> list[int]:
     """This worker's part of the rows of a batch that every worker drew alike; it may be empty."""
     rank, count = workers()

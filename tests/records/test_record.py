@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filled import write_step
 from killed import full_disk
 from safetensors import SafetensorError, safe_open
 
@@ -24,7 +25,6 @@ from gift_ray.records.record import (
     read_record,
     save_state,
     write_json_atomic,
-    write_step,
 )
 
 IDENTITY = {"kind": "test", "rate": 0.1}

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filled import write_step
 from pyarrow import fs
 from s3 import start_s3
 
 from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import ClusterFailed
-from gift_ray.records.record import is_done, read_record, write_step
+from gift_ray.records.record import is_done, read_record
 from gift_ray.records.storage import DONE, ObjectStore, Storage, storage_of
 
 

@@ -1,4 +1,4 @@
-"""Study folders of any size without running a study: the same files, written through `write_step`."""
+"""Study folders of any size without running a study: the same files, written through `step_written`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import cards
 import numpy as np
 import pandas as pd
+from filled import write_step
 from PIL import Image
 
-from gift_ray.records.record import Score, write_step
+from gift_ray.records.record import Score
 
 FLOOR = 0.2
 

@@ -88,13 +88,6 @@ def test_what_it_reads_comes_before_it_and_once(file: Path) -> None:
     assert closure([last, first]) == [first, left, right, last]
 
 
-def test_a_kind_on_one_worker_is_not_assisted(file: Path, tmp_path: Path) -> None:
-    step = Count(label="first", file=file)
-    assert not step.data_parallel
-    with pytest.raises(NotImplementedError, match="count steps run on one worker"):
-        step.assist({}, None)  # type: ignore[arg-type]
-
-
 def test_an_unfinished_input_is_refused(file: Path, tmp_path: Path) -> None:
     first = Count(label="first", file=file)
     with pytest.raises(DataError, match="no readable record"):

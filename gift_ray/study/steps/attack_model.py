@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gift_ray import plugins
-from gift_ray.config.plugin_choice import AttackConfig
 from gift_ray.config.schema import EvaluationConfig, ModelConfig
 from gift_ray.data import examples
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import released_model
-from gift_ray.plugins import Plugin
+from gift_ray.plugins import Attack, Plugin
 from gift_ray.study.drawing import draw, drawing_identity, repeated
 from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step, Work, seeds_for
@@ -34,7 +31,7 @@ class AttackModel(Step):
     kind: ClassVar[str] = "attack"
     version: ClassVar[int] = 1
 
-    attack: AttackConfig
+    attack: Attack
     prompts: tuple[str, ...]
     evaluation: EvaluationConfig
     model: ModelConfig
@@ -42,7 +39,7 @@ class AttackModel(Step):
 
     def identity(self) -> dict[str, Any]:
         return {
-            "attack": self.plugin.identity(),
+            "attack": self.attack.identity(),
             "prompts": list(self.prompts),
             "drawing": drawing_identity(self.evaluation),
             "seed": self.seed,
@@ -63,22 +60,16 @@ class AttackModel(Step):
         released = released_model(self.model, inputs["model"] / "unet.safetensors")
         d_a = examples.load_examples(inputs["concept"] / "D_A.safetensors")
         seeds = seeds_for(self.seed, "attack")
-        return self.plugin.finetune(released, d_a, seeds=seeds, report=journal)
-
-    @functools.cached_property
-    def plugin(self) -> plugins.Attack:
-        """The attack with its options."""
-        found: plugins.Attack = plugins.build("attacks", self.attack.name, self.attack.options)
-        return found
+        return self.attack.finetune(released, d_a, seeds=seeds, report=journal)
 
     @property
     def trains(self) -> bool:
         return True
 
     def trained_plugins(self) -> Sequence[Plugin]:
-        return [self.plugin]
+        return [self.attack]
 
     def work(self) -> Work:
-        steps = self.plugin.evaluation_steps()
+        steps = self.attack.evaluation_steps()
         asked = len(repeated(self.prompts, self.evaluation))
         return Work(training_steps=steps[-1], drawn=len(steps) * asked)

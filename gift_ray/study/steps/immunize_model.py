@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from gift_ray import plugins
-from gift_ray.config.plugin_choice import DefenseConfig
 from gift_ray.config.schema import ModelConfig
 from gift_ray.data import examples
 from gift_ray.data.naming import names_any
 from gift_ray.errors import UnitFailed
 from gift_ray.models import families, locate
-from gift_ray.models.backbone import Backbone
-from gift_ray.plugins import Plugin
+from gift_ray.plugins import Defense, Plugin
 from gift_ray.study.journal import Journal
 from gift_ray.study.step import Inputs, Step, Work, seeds_for
+from gift_ray.training import parallel
 from gift_ray.training.diffusion import Examples
 
 # Given in place of D_S to a defense that does not train, and therefore never reads it.
@@ -38,7 +35,7 @@ class ImmunizeModel(Step):
     version: ClassVar[int] = 3
     data_parallel: ClassVar[bool] = True
 
-    defense: DefenseConfig
+    defense: Defense
     concepts: tuple[str, ...]
     names: tuple[str, ...]
     model: ModelConfig
@@ -46,7 +43,7 @@ class ImmunizeModel(Step):
 
     def identity(self) -> dict[str, Any]:
         return {
-            "defense": self.plugin.identity(),
+            "defense": self.defense.identity(),
             "concepts": list(self.concepts),
             "names": list(self.names),
             # Prepared data depends on the base as well, but the undefended model reads none.
@@ -55,37 +52,27 @@ class ImmunizeModel(Step):
         }
 
     def run(self, inputs: Inputs, out: Path, journal: Journal) -> dict[str, Any]:
-        self._train(inputs, journal).save_weights(out / "unet.safetensors")
-        journal.save_log(out)
-        return {"last": journal.rows[-1] if journal.rows else {}}
-
-    def assist(self, inputs: Inputs, journal: Journal) -> None:
-        self._train(inputs, journal)
-
-    def _train(self, inputs: Inputs, journal: Journal) -> Backbone:
         d_m, d_s = (
             defenders_data(self.concepts, self.names, inputs)
-            if self.plugin.trains
+            if self.defense.trains
             else ([], NO_EXAMPLES)
         )
         given = families.base_model(self.model)
         if "model" in inputs:
             given = given.with_weights(inputs["model"] / "unet.safetensors")
         seeds = seeds_for(self.seed, "immunize")
-        return self.plugin.immunize(given, d_m, d_s, seeds=seeds, report=journal)
-
-    @functools.cached_property
-    def plugin(self) -> plugins.Defense:
-        """The defense with its options."""
-        found: plugins.Defense = plugins.build("defenses", self.defense.name, self.defense.options)
-        return found
+        released = self.defense.immunize(given, d_m, d_s, seeds=seeds, report=journal)
+        if parallel.is_first():
+            released.save_weights(out / "unet.safetensors")
+        journal.save_log(out)
+        return {"last": journal.rows[-1] if journal.rows else {}}
 
     @property
     def trains(self) -> bool:
-        return self.plugin.trains
+        return self.defense.trains
 
     def trained_plugins(self) -> Sequence[Plugin]:
-        return [part for part in self.plugin.members() if hasattr(part, "max_train_steps")]
+        return [part for part in self.defense.members() if hasattr(part, "max_train_steps")]
 
     def work(self) -> Work:
         parts: Sequence[Any] = self.trained_plugins()
