@@ -1,17 +1,22 @@
-"""The board: an actor to which workers report what they begin and end, and which the driver reads."""
+"""The board: an actor to which workers report what they begin and end, and which the driver reads.
+
+Its process imports this file, so nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gift_ray.study.executor import Event
-from gift_ray.study.step import Step
+from gift_ray.study.event import Event
+
+if TYPE_CHECKING:
+    from gift_ray.study.step import Step
 
 
 class Board:

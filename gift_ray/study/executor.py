@@ -8,34 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from typing import Protocol
 
 from gift_ray.errors import UnitFailed
+from gift_ray.study.event import Event
 from gift_ray.study.step import Step, closure
 
 OnDone = Callable[[Step], None]
 OnFailed = Callable[[Step, UnitFailed], None]
-
-
-@dataclass(frozen=True)
-class Event:
-    """One step's change of state: `started`, `done`, `reused` or `failed`.
-
-    `step` is the name of its folder.
-    """
-
-    state: str
-    step: str
-    label: str
-    kind: str
-    seconds: float
-    detail: str = ""
-
-    @classmethod
-    def of(cls, step: Step, state: str, seconds: float, detail: str = "") -> Event:
-        """An event of this step."""
-        return cls(state, step.name, step.label, step.kind, seconds, detail)
 
 
 class Executor(Protocol):

@@ -10,7 +10,8 @@ from pathlib import Path
 from gift_ray.errors import UnitFailed
 from gift_ray.records.storage import Storage
 from gift_ray.study.attempt import attempt, done_once
-from gift_ray.study.executor import Event, OnDone, OnFailed, run_in_order
+from gift_ray.study.event import Event
+from gift_ray.study.executor import OnDone, OnFailed, run_in_order
 from gift_ray.study.journal import LocalJournal
 from gift_ray.study.step import Step
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gift_ray.cli.console import LiveProgress, Tally, leaderboard, verdict
-from gift_ray.study.executor import Event
+from gift_ray.study.event import Event
 
 
 def text(table: Table) -> list[str]:

@@ -29,8 +29,8 @@ from gift_ray.models.families import base_model
 from gift_ray.records.record import is_done, load_state, read_record
 from gift_ray.records.storage import Storage
 from gift_ray.study.attempt import attempt
+from gift_ray.study.event import Event
 from gift_ray.study.execute import execute
-from gift_ray.study.executor import Event
 from gift_ray.study.plan import plan
 from gift_ray.study.step import Step
 

@@ -17,7 +17,8 @@ from gift_ray.config.running import ClusterConfig
 from gift_ray.errors import UnitFailed
 from gift_ray.records.record import is_done, read_record
 from gift_ray.study import executor as seam
-from gift_ray.study.executor import Event, Executor, run_in_order
+from gift_ray.study.event import Event
+from gift_ray.study.executor import Executor, run_in_order
 from gift_ray.study.inline import InlineExecutor
 from gift_ray.study.step import Step
 
