@@ -54,7 +54,9 @@ def one_line(name: str) -> str:
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Check that no value is given twice; returns the values. `1`, `1.0` and `true` are three values.
+    """Check that no value is given twice; returns the values.
+
+    `1`, `1.0` and `true` count as three different values, though Python finds them equal.
 
     Raises:
         ValueError: a value is given twice; the message names it.

@@ -36,7 +36,7 @@ class PluginConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """All keys beside the name that are no fields of this class."""
+        """The plug-in's own options: all keys that are no fields of this class."""
         return dict(self.__pydantic_extra__ or {})
 
     def settings(self) -> list[dict[str, Any]]:
@@ -140,8 +140,8 @@ Attacks = Annotated[DifferentAttacks, Field(min_length=1)]
 class MetricConfig(PluginConfig):
     """What is measured on images: a file of `gift_ray/metrics`.
 
-    `label` is its name in tables, which a metric needs that is used twice (recognition by CLIP and by a
-    classifier).
+    `label` is its name in tables. A metric that a study uses twice, such as recognition by CLIP and by a
+    classifier, needs a label to be told apart.
     """
 
     kind = "metrics"

@@ -39,9 +39,9 @@ def load_config(path: str | Path, overrides: list[str], *, check: Check) -> Stud
 
 
 def right_parts(path: str | Path, overrides: list[str]) -> StudyConfig:
-    """The parts of a study that are right where others are wrong, so that more can be said of them.
+    """The valid parts of a study of which other parts are invalid, so that they can be checked further.
 
-    Reading a part that is wrong raises AttributeError. Options of plug-ins are not checked.
+    Reading an invalid part raises AttributeError. Options of plug-ins are not checked.
 
     Raises:
         ConfigError: the file can't be read.
@@ -67,7 +67,7 @@ def right_parts(path: str | Path, overrides: list[str]) -> StudyConfig:
 
 
 def _without_unknown_keys(raw: dict[str, Any]) -> dict[str, Any]:
-    """Plain values less the keys that no part of a study has; reported already, they change nothing."""
+    """A study's plain values without its unknown keys, which were reported when it was read."""
     try:
         StudyConfig.model_validate(raw)
     except ValidationError as error:

@@ -26,19 +26,24 @@ def _object_store(url: str) -> str:
 
 
 class ClusterConfig(Part):
-    """The resources that each unit asks of the cluster, and how it is run. No part of any step's identity."""
+    """The resources that each unit asks of the cluster, and how it is run.
+
+    These settings are no part of a step's identity, since they do not change its result.
+    """
 
     cpus_per_unit: float = Field(1, gt=0)
     gpus_per_unit: float = Field(0, ge=0)
     under_train: tuple[Literal["immunize", "attack"], ...] = ("immunize", "attack")
     workers_per_immunization: Positive = Field(
-        1, description="data-parallel, each with a unit's resources; under Ray Train"
+        1,
+        description="workers that train one model together, each on a share of every batch and with the "
+        "resources of a unit; they run under Ray Train",
     )
     max_failures: int = Field(2, ge=0)
     checkpoint_every: Positive = Field(100, description="training steps between checkpoints")
     storage_path: Annotated[str, AfterValidator(_object_store)] | None = Field(
         None,
-        description="where nodes that share no disk leave what they finish: s3://bucket/folder",
+        description="object store for finished steps, if the nodes share no disk: s3://bucket/folder",
     )
 
     @model_validator(mode="after")
@@ -69,5 +74,7 @@ class TrackingConfig(Part):
 
     tracker: Literal["mlflow", "none"] = "mlflow"
     tracking_uri: Annotated[str, AfterValidator(_without_password)] | None = None
-    experiment_name: str | None = Field(None, description="None: the study's name")
-    registered_model_name: str | None = Field(None, description="None: gift-ray-<study>")
+    experiment_name: str | None = Field(None, description="of MLflow; None: the study's name")
+    registered_model_name: str | None = Field(
+        None, description="of the released models; None: gift-ray-<study>"
+    )

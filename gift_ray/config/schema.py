@@ -35,16 +35,20 @@ class ModelConfig(Part):
     variant: str | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
-    # Left out where they are not set: all else is then what it was before there were these options.
+    # These options came later. Where they are not set they are left out of identities, so that results from
+    # before are still found.
     preset: Literal["24gb", "80gb"] | None = Field(
         None, exclude_if=lambda value: value is None,
-        description="one GPU of this size: sets what saves memory (gift_ray/study/presets.py)",
+        description="sets all options that save memory for one GPU of this size (gift_ray/study/presets.py)",
     )  # fmt: skip
     low_memory: bool = Field(
         False, exclude_if=lambda value: not value,
-        description="text encoders stay on the CPU and read there; a released model takes the base's place",
+        description="keep the text encoders on the CPU, and unload the base while a released model is used",
     )  # fmt: skip
-    resolution: Positive | None = Field(None, description="pixels; None: the model's own")
+    resolution: Positive | None = Field(
+        None,
+        description="side of the images in pixels; None: the one that the model was trained with",
+    )
 
 
 class ConceptConfig(Part):
@@ -60,16 +64,25 @@ class ConceptConfig(Part):
     name: Annotated[str, AfterValidator(one_line)] = Field(max_length=300)
     kind: Literal["object", "style", "unsafe"] = "object"
     source: SourceConfig
-    attack_source: SourceConfig | None = Field(None, description="D_A; None: a split of source")
+    attack_source: SourceConfig | None = Field(
+        None, description="source of D_A; None: the images of `source` are split into D_M and D_A"
+    )
     class_prompt: str | None = None
     instance_prompt: str | None = None
     validation_prompts: Annotated[tuple[str, ...], EachOnce] = Field(min_length=1)
     neighbors: Prompts = ()
-    recognized_as: tuple[str, ...] = Field((), description="for recognition; none: the name itself")
-    control: str | None = Field(None, description="of a malicious one; None: all safe concepts")
-    max_images: int = Field(40, ge=2, description="in all, shared between D_M and D_A")
+    recognized_as: tuple[str, ...] = Field(
+        (), description="names that count as recognised; none given: the concept's name"
+    )
+    control: str | None = Field(
+        None, description="control of a malicious concept; None: every safe concept is one"
+    )
+    max_images: int = Field(
+        40, ge=2, description="most images of the concept, D_M and D_A together"
+    )
     duplicates: Literal["refuse", "drop", "keep"] = Field(
-        "refuse", description="a picture that would be in D_M and in D_A; drop: from D_A"
+        "refuse",
+        description="what to do if copies of one picture would be in D_M and in D_A; drop: from D_A",
     )
 
     @property
@@ -85,16 +98,28 @@ class MergeConfig(Part):
     """
 
     keys_and_values: Literal["solve", "average"] = "solve"
-    ridge: float = Field(1e-3, gt=0, description="relative to the system's mean eigenvalue")
-    preserve: float = Field(1.0, ge=0, description="weight of D_S's tokens beside each concept's")
-    max_condition: float = Field(1e8, gt=1, description="the system is refused above it")
+    ridge: float = Field(
+        1e-3,
+        gt=0,
+        description="ridge of the regression, relative to the mean eigenvalue of its matrix",
+    )
+    preserve: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the tokens of D_S, where those of each concept have weight 1",
+    )
+    max_condition: float = Field(
+        1e8,
+        gt=1,
+        description="largest condition number of the regression's matrix that is accepted",
+    )
     scale: float = Field(
         1.0,
         gt=0,
         description="factor on the mean of the weight changes; the number of concepts gives their sum",
     )
     polish_steps: int = Field(
-        0, ge=0, description="the defense's max_train_steps on all concepts, after merging; 0: none"
+        0, ge=0, description="steps of the defense on all concepts after merging; 0: none"
     )
 
 
@@ -111,9 +136,12 @@ class ConceptsConfig(Part):
     merge: MergeConfig = MergeConfig()
     added: Annotated[tuple[str, ...], EachOnce] = Field(
         (),
-        description="malicious ones that the joint model of the others learns to resist afterwards",
+        description="malicious concepts that the joint model of the others is trained against afterwards",
     )
-    added_steps: Positive | None = Field(None, description="for that; None: the defense's own")
+    added_steps: Positive | None = Field(
+        None,
+        description="steps of the defense for the added concepts; None: its own max_train_steps",
+    )
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> ConceptsConfig:
@@ -179,26 +207,34 @@ class EvaluationConfig(Part):
     guidance_scale: float = Field(7.5, ge=1)
     batch_size: Positive = 16
     seed: int | None = Field(
-        None, ge=0, description="of the images of models as they are; None: the study's"
+        None,
+        ge=0,
+        description="seed of the images that models draw before any attack; None: the study's seed",
     )
 
 
 class ScoringConfig(Part):
-    """How scores of images become verdicts, and the one objective of a search.
+    """How scores of images become verdicts, and the objective by which a search compares trials.
 
     A measure counts for a concept if its AUC in the judges' check is at least `least_auc`, and if the
     undefended attack rises above the floor by `least_rise` standard errors. A value of 0 drops the condition,
-    which is meant for trying things out; what can't be measured then counts as regained.
+    which is meant for trying things out: a concept that can't be measured then counts as regained.
     """
 
     judges: Annotated[tuple[str, ...], EachOnce] | None = Field(
-        None, min_length=1, description="of the metrics; None: all that judge concepts"
+        None,
+        min_length=1,
+        description="titles of the metrics that decide; None: all metrics that can judge concepts",
     )
     least_auc: Fraction = 0.9
     least_rise: float = 5.0
     objective: Literal["harmonic", "weighted_sum", "chebyshev"] = "harmonic"
-    weight: Fraction = Field(0.5, description="of resistance; retention gets the rest")
-    min_retention: Fraction = Field(0.8, description="the utility floor: below it, infeasible")
+    weight: Fraction = Field(
+        0.5, description="weight of resistance in the objective; that of retention is 1 minus this"
+    )
+    min_retention: Fraction = Field(
+        0.8, description="least retention of a trial that may win; below it the trial is infeasible"
+    )
 
 
 class ConfirmConfig(Part):
@@ -212,21 +248,24 @@ class ConfirmConfig(Part):
 
     attacks: DifferentAttacks = ()
     battery: str | None = Field(
-        None, min_length=1, description="its date, as '2026-11', or the path of a file"
+        None,
+        min_length=1,
+        description="date of a battery, such as '2026-11', or the path of its file",
     )
     rare_token: str = Field(
         "sks",
         pattern=r"^\S+$",
-        description="of the instance prompts; an attacker of the battery says it alone",
+        description="rare token of the instance prompts; one attacker of the battery trains on it alone",
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], EachOnce] = Field(min_length=1)
     seed: int | None = Field(None, ge=0)
     top_k: Positive = Field(
-        1, description="settings of each released model; the best that passes wins"
+        1,
+        description="settings that are confirmed for each released model; the best that passes is released",
     )
     num_images_per_prompt: Positive | None = Field(
         None,
-        description="None: as many as the gate's margin needs, and no fewer than the search drew",
+        description="None: as many as the gate needs to decide, and no fewer than the search drew",
     )
 
     @model_validator(mode="after")
@@ -249,7 +288,7 @@ class GateConfig(Part):
     min_retention: Fraction = 0.8
     min_worst_retention: Fraction = 0.0
     max_kid: float | None = Field(
-        None, ge=0, description="of the images of safe prompts; needs kid"
+        None, ge=0, description="largest KID of the images of safe prompts; needs the metric kid"
     )
 
 
@@ -270,7 +309,9 @@ class StudyConfig(Part):
     concepts: ConceptsConfig
     prior: PriorConfig
     defense: DefenseConfig
-    rivals: tuple[DefenseConfig, ...] = Field((), description="beside it in jobs/benchmark.py")
+    rivals: tuple[DefenseConfig, ...] = Field(
+        (), description="other defenses that jobs/benchmark.py compares with `defense`"
+    )
     attacks: Attacks
     evaluation: EvaluationConfig
     scoring: ScoringConfig = ScoringConfig()
@@ -329,7 +370,7 @@ def confirmation_is_fresh(config: StudyConfig) -> Iterator[str]:
         )
 
 
-# What parts of a study ask of each other; each reads no more parts than it names.
+# The checks of several parts of a study against each other. Each reads only the parts that it names.
 FITTING = (judges_are_measured, gate_is_measured, confirmation_is_fresh)
 
 

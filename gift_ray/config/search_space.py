@@ -61,21 +61,26 @@ class Range(Part):
 class SearchConfig(Part):
     """What `jobs/sweep.py` searches; keys of `space` are dotted config paths (`defense.beta`).
 
-    `pruner` ends trials early, by their score so far: `bound` ends those that can no longer beat the best
-    one, `median` the worse half of the trials at the same rung, and `asha` all but the best third of them.
-    `pareto` searches retention and resistance as two objectives instead of `scoring.objective`. `warm_start`
-    names folders of earlier studies, from whose trials the sampler learns before it begins.
+    `pruner` ends trials early, by their score after a part of their work (a rung): `bound` ends those that
+    can no longer beat the best one, `median` the worse half of the trials at the same rung, and `asha` all
+    but the best third of them. `pareto` searches retention and resistance as two objectives instead of
+    `scoring.objective`. `warm_start` names folders of earlier studies, from whose trials the sampler learns
+    before it begins.
     """
 
     space: dict[str, Range] = Field(min_length=1)
     algorithm: Literal["tpe", "random", "grid"] = "tpe"
-    num_samples: Positive = Field(8, description="trials; a grid is always run whole")
+    num_samples: Positive = Field(
+        8, description="number of trials; a grid always runs all of its points"
+    )
     max_concurrent_trials: Positive = 1
     pruner: Literal["none", "bound", "median", "asha"] = "none"
     pareto: bool = False
     warm_start: Annotated[tuple[str, ...], EachOnce] = ()
     budget_hours: float | None = Field(
-        None, gt=0, description="of GPU where units have one, else of units: then no trial begins"
+        None,
+        gt=0,
+        description="hours of GPUs (of units, if they have none) after which no new trial begins",
     )
 
     @field_validator("space")

@@ -6,7 +6,7 @@ The options of attacks, measures and verdicts must stay as they are, since trial
 from __future__ import annotations
 
 SEARCHED = ("defense", "concepts.mode", "concepts.merge")
-# What a search over some other part of the study would find instead of the best defense.
+# Why no other part may be searched: what such a search would find instead of the best defense.
 WOULD_WIN = {
     "attacks": "the weakest attacker",
     "evaluation": "the measure that tells least",

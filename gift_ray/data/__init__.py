@@ -1,1 +1,1 @@
-"""Images on their way to training: reading, hashing, splitting, encoding."""
+"""Prepares images for training: reads, hashes, splits and encodes them."""

@@ -1,4 +1,4 @@
-"""Whether a text names a thing."""
+"""Tells whether a text, such as a caption, names a concept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def is_named(name: str, text: str) -> bool:
-    """Whether the text holds the name as whole words, in capitals or not."""
+    """Whether the text holds the name as whole words, whatever their case."""
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 

@@ -32,7 +32,7 @@ from gift_ray.training.diffusion import Examples, Seeds, per_sample_mse
 
 ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "noxattn", "all"]
 NoiseLayers = Literal["blocks", "attn2"]
-# Of the picture that shows whether a base draws at all.
+# The steps of the picture that shows whether a base draws at all.
 TRIAL_STEPS = 4
 
 
@@ -48,7 +48,7 @@ class Backbone(ABC):
     vae: Any
     resolution: int
     mixed_precision: str
-    # Whether the text encoders stay on the CPU, and read there.
+    # Whether the text encoders stay on the CPU and encode prompts there.
     text_on_cpu: bool
 
     # How diffusers' pipelines of this family call the denoiser: `unet` or `transformer`.
@@ -57,7 +57,7 @@ class Backbone(ABC):
     needed: ClassVar[tuple[str, ...]]
     # The layers of the denoiser that an adapter may be put on, by what they do: patterns of module paths.
     roles: ClassVar[Mapping[str, str]]
-    # Why the text encoders of this family are not trained; empty: they can be.
+    # Why the text encoders of this family can't be trained; empty if they can.
     text_stays: ClassVar[str] = ""
     # Whether the keys and values of cross-attention are applied to the prompt's own tokens.
     keys_read_tokens: ClassVar[bool] = True
@@ -88,7 +88,7 @@ class Backbone(ABC):
         """Where the denoiser is."""
         return next(self.denoiser.parameters()).device
 
-    # What is trained.
+    # The parameters that are trained.
 
     def clone(self, *, text_encoder: bool = False) -> Self:
         """A copy whose denoiser can be trained; with `text_encoder`, its text encoders as well."""
@@ -151,7 +151,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def _with_trainable_words(self) -> Self:
-        """This model with trainable copies of its text encoders."""
+        """The same model with trainable copies of its text encoders."""
 
     def disturbed(self, how: Reinitialize, weight_noise: float, generator: torch.Generator) -> Self:
         """A copy that is disturbed as an attacker may do it before fine-tuning (see `disturb`).
@@ -171,7 +171,7 @@ class Backbone(ABC):
             disturb.add_weight_noise(model.denoiser, weight_noise, generator)
         return model
 
-    # How it is trained.
+    # The forward process and the training loss.
 
     @abstractmethod
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -215,7 +215,7 @@ class Backbone(ABC):
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    # Images and words.
+    # Encoding images and prompts.
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,7 @@ class Backbone(ABC):
         return Conditioning.concatenate([read[prompt] for prompt in prompts])
 
     def unconditional(self) -> Conditioning:
-        """The conditioning, of one row, from which guidance steers away: mostly that of the empty prompt."""
+        """The conditioning [1 row] from which guidance steers away, mostly that of the empty prompt."""
         return self.condition([""])
 
     @abstractmethod
@@ -336,7 +336,7 @@ class Backbone(ABC):
         )
 
     def _asked(self, prompts: list[str]) -> dict[str, Any]:
-        """A batch of prompts as a pipeline is given them: as they are, or read already."""
+        """The arguments of a pipeline for a batch of prompts: their texts, or their embeddings."""
         if not self.text_on_cpu:
             return {"prompt": prompts}
         null = self.unconditional().repeat(len(prompts))
@@ -344,7 +344,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
-        """The pipeline's arguments for prompts that are read already, and for the unconditional rows."""
+        """The pipeline's arguments for prompts that are encoded already, and for the unconditional rows."""
 
     def _draw(self, pipeline: Any, asked: dict[str, Any], **options: Any) -> list[Image.Image]:
         """A batch of pictures of a pipeline of this family."""

@@ -21,7 +21,7 @@ from gift_ray.models.variants import variant_of
 
 # Heads that nothing here uses, and which may therefore be missing or unknown.
 HEADS = ("pooler.", "classifier.")
-# The types of tensors that are accepted, by safetensors' names. Positions are whole numbers.
+# The types of tensors that are accepted, by safetensors' names. Position indices are integers.
 TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
 
 
@@ -59,7 +59,7 @@ def load_complete(
 
 
 def _silence() -> None:
-    """Turn off the progress bars and warnings of diffusers and transformers; our own errors say more."""
+    """Turn off the progress bars and warnings of diffusers and transformers, which our own errors replace."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,7 +1,7 @@
 """Disturbances that an attacker may make to a released denoiser before fine-tuning it.
 
-A defense may only hold near the released weights. These leave them: cross-attention is drawn anew or written
-in other factors, or noise is added to all weights.
+A defense may hold only near the released weights, so these disturbances lead away from them: the weights of
+cross-attention are drawn anew or written in other factors, or noise is added to all weights.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def reinitialize(parameters: Iterable[nn.Parameter], generator: torch.Generator)
 def refactor(layers: Iterable[Any], generator: torch.Generator) -> None:
     """Write some attentions (with `to_q`, `to_k`, `to_v`, `to_out`) in other factors of the same function.
 
-    Per head, W_q' = R W_q and W_k' = R W_k with one random rotation R leave q . k as it was; W_v' = R' W_v
-    and W_out' = W_out R'^T leave the output as it was. Where queries and keys are normalised, which no
-    rotation passes through, they stay as they are. In a joint attention the text's tokens have projections of
-    their own (`add_v_proj`, `to_add_out`); their values meet the image's, and so are turned alike.
+    In a head, W_q' = R W_q and W_k' = R W_k with one random rotation R leave q . k unchanged; W_v' = R' W_v
+    and W_out' = W_out R'^T leave the output unchanged. Queries and keys that are normalised are left alone,
+    since a rotation does not commute with the normalisation. In a joint attention the text's tokens have
+    projections of their own (`add_v_proj`, `to_add_out`), which are rotated by the same R', since the values
+    of text and image are added up.
     """
     for layer in layers:
         alike = [] if getattr(layer, "norm_q", None) is not None else [layer.to_q, layer.to_k]

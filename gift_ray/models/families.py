@@ -85,7 +85,7 @@ def base_model(config: ModelConfig) -> Backbone:
 
 @lru_cache(maxsize=2)
 def drawing_base(config: ModelConfig) -> Backbone:
-    """The base, once it has drawn a picture; looked at once a process.
+    """The base model, after a check that it draws a picture, which a process makes once.
 
     Raises:
         ModelError: as `load_backbone`, and if what it draws is no picture.
@@ -98,7 +98,8 @@ def drawing_base(config: ModelConfig) -> Backbone:
 def released_model(config: ModelConfig, weights: Path) -> Backbone:
     """The base with the weights of a finished step.
 
-    With `low_memory` the base itself gives way to them: the process loads it again when it is asked for.
+    With `low_memory` the base is unloaded first, so that there is one copy of the weights; it is loaded again
+    when the process needs it.
 
     Raises:
         ModelError: keys or shapes don't fit, or a weight is not finite.

@@ -119,7 +119,7 @@ def identity(config: ModelConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("pretrained_model_name_or_path", "revision", "gradient_checkpointing"):
         settings.pop(name)
-    # What it sets is told by the options themselves.
+    # A preset only sets other options, which are part of the identity themselves.
     settings.pop("preset", None)
     folder = locate(config)
     from gift_ray.models.families import family_of

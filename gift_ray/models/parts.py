@@ -49,10 +49,10 @@ def require_same_schedule(
 ) -> None:
     """Refuse a single file that was trained with another prediction type or noise schedule than the base.
 
-    A file says so in its metadata, or by empty tensors named `v_pred` and `ztsnr`.
+    A file states this in its metadata, or by empty tensors named `v_pred` and `ztsnr`.
 
     Raises:
-        ModelError: the file says so; the message names what differs.
+        ModelError: they differ; the message names how.
     """
     config = getattr(getattr(base, "noise_scheduler", None), "config", {})
     said = {

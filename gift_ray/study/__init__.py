@@ -1,1 +1,1 @@
-"""A study as steps: planned, checked before a run, carried out."""
+"""Turns a study into steps: checks it, plans it, and runs the steps."""

@@ -30,7 +30,7 @@ def done_once(
     done.
 
     Args:
-        work: does the step, on any machine.
+        work: does the step, here or on another machine.
         cancelled: tells whether to stop waiting for another run.
     """
     folder = step.folder(storage.study_dir)

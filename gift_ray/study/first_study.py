@@ -34,7 +34,7 @@ MALICIOUS_IMAGES, SAFE_IMAGES = 40, 24
 class Habits:
     """The settings that suit a kind of model: captions, encoders, training steps and learning rates."""
 
-    # Of a noun with its article.
+    # The caption of a noun that is given with its article.
     caption: str
     encoders: EncodersConfig
     drawing: dict[str, Any]
@@ -55,7 +55,7 @@ BUILTIN = Habits(
     encoders=EncodersConfig(),
     drawing={"num_inference_steps": 12, "guidance_scale": 2},
     prior_images=90,
-    # As the demo's, which its concepts resist with.
+    # The demo's settings, under which its concepts resist.
     immunize={
         "parameter_group": "all",
         "prior_loss": "distillation",
@@ -175,7 +175,7 @@ def first_study(
 def neighbors_of(
     name: str, taken: Sequence[str], habits: Habits, encoders: EncodersConfig
 ) -> list[str]:
-    """The nouns that are nearest to a concept by CLIP's text encoder: a defense harms these first."""
+    """The nouns nearest to a concept by CLIP's text encoder, which a defense harms before others."""
     words = {word.lower() for other in taken for word in other.split()}
     candidates = [noun for noun in NOUNS if noun not in words]
     encoder = clip_encoder(encoders.clip)

@@ -31,7 +31,7 @@ def check_judging(config: StudyConfig) -> None:
 
 
 def remarks(config: StudyConfig) -> list[str]:
-    """What weakens the study's verdicts without making them wrong, one line each."""
+    """What makes the study's verdicts weaker, though not wrong; one line each."""
     few = [
         f"concepts.malicious: {c.name!r} has {len(c.neighbors)} neighbors; with {LEAST_NEIGHBORS} or more "
         "retention tells what is lost around it"

@@ -71,9 +71,9 @@ def _checks_of_parts(config: StudyConfig, searched: bool) -> list[Callable[[], o
 
 
 def _other_mistakes(path: str | Path, overrides: list[str], searched: bool) -> list[str]:
-    """The mistakes of the right parts of a study that can't be read, since other parts are wrong.
+    """The mistakes in the valid parts of a study that can't be read because other parts are invalid.
 
-    A check that reads a wrong part is left for the next time.
+    A check that reads an invalid part is skipped; it is made when that part is mended.
     """
     found: dict[str, None] = {}
     try:
@@ -81,7 +81,7 @@ def _other_mistakes(path: str | Path, overrides: list[str], searched: bool) -> l
     except ConfigError:
         return []
     if any("{" in c.name for side in _sides(config) for c in side):
-        # Entries that stand for several concepts: what they say is not known before they are taken apart.
+        # What an entry that stands for several concepts says is not known before it is expanded.
         vars(config).pop("concepts")
     fitting = [partial(_require_none, mistakes_of, config) for mistakes_of in FITTING]
     checks: list[Callable[[], object]] = [*fitting, *_checks_of_parts(config, searched)]
@@ -199,7 +199,7 @@ def _leftovers(config: StudyConfig) -> Iterator[str]:
 
 
 def _check_fit(config: StudyConfig) -> None:
-    """Whether the base suits the study, and the study its preset's GPU."""
+    """Check that the base suits the study, and that the study fits the GPU of its preset."""
     check_base(config)
     check_preset(config)
 

@@ -39,7 +39,7 @@ def with_preset(config: StudyConfig) -> StudyConfig:
         fields = plugins.resolve(one.kind, one.name).model_fields
         set_there = one.options | getattr(one, "grid", {})
         for name, value in options.items():
-            # Of a rank only one that may be left out: an adapter's own is the attacker's choice.
+            # A rank is set only where it is None by default: that of a LoRA attack is the attacker's choice.
             optional = name in fields and (name != "rank" or fields[name].default is None)
             if optional and name not in set_there:
                 values[f"{place}.{name}"] = value
@@ -47,7 +47,7 @@ def with_preset(config: StudyConfig) -> StudyConfig:
 
 
 def check_preset(config: StudyConfig) -> None:
-    """Hold what the study's trainings take by arithmetic against the preset's GPU.
+    """Compare the computed memory of the study's trainings with that of the preset's GPU.
 
     Raises:
         ConfigError: a line for each training that does not fit.

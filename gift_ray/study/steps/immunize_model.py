@@ -84,7 +84,7 @@ def defenders_data(
 ) -> tuple[list[Examples], Examples]:
     """D_M of each concept, and D_S without the images whose caption names one of the concepts.
 
-    One D_S serves all models of a study, and it must not teach a model what D_M takes away from it.
+    All models of a study share one D_S. Its images of a concept would teach a model what D_M takes away.
 
     Raises:
         UnitFailed: no image of D_S is left.
