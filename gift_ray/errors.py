@@ -5,6 +5,8 @@ keeps its traceback.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # No room, over quota, over the process's limit: nothing more can be written.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -59,6 +61,21 @@ class GateRefused(GiftError):
     """No model met the gate."""
 
     exit_code = 3
+
+
+@contextmanager
+def any_failure_is(kind: type[GiftError], what: str) -> Iterator[None]:
+    """Turn whatever a library raises within the block into one line: `what`, and the library's own message.
+
+    This is for libraries that read files of others, whose errors are of many classes. Our own errors pass.
+    """
+    try:
+        yield
+    except GiftError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise kind(f"{what}: {detail}") from error
 
 
 def is_storage_full(error: Exception) -> bool:

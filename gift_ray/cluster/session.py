@@ -46,9 +46,32 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
     address = "auto" if in_job else os.environ.get("RAY_ADDRESS", "local")
     require_cluster(address)
     logger.info("Connecting to the Ray cluster %r ('local' is started for this job).", address)
+    joined = _joined(address)
+    # Nothing is written into the study's folder before there is a cluster to work on.
+    logs.to_study(study_dir)
+    # After ray.init, which installs a handler of its own.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if address != "local":
+            require_closed(
+                [node["NodeManagerAddress"] for node in ray.nodes()], joined.dashboard_url
+            )
+        _preflight(cluster, study_dir)
+        logger.info("The Ray cluster has room for %d units at once.", slots(cluster))
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _joined(address: str) -> Any:
+    """The connection to a Ray cluster.
+
+    Raises:
+        ConfigError: the cluster can't be joined, or not be started.
+    """
     verbose = {name: os.environ[name] for name in (logs.VERBOSE,) if name in os.environ}
     try:
-        joined = ray.init(
+        return ray.init(
             address=address,
             include_dashboard=True if address == "local" else None,
             log_to_driver=bool(verbose),
@@ -81,20 +104,6 @@ def session(cluster: ClusterConfig, study_dir: Path) -> Iterator[None]:
             f"Ray: {place}: {reason}; see to it (memory, free ports, room "
             "in /tmp or $RAY_TMPDIR), then run again"
         ) from error
-    # Nothing is written into the study's folder before there is a cluster to work on.
-    logs.to_study(study_dir)
-    # After ray.init, which installs a handler of its own.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if address != "local":
-            require_closed(
-                [node["NodeManagerAddress"] for node in ray.nodes()], joined.dashboard_url
-            )
-        _preflight(cluster, study_dir)
-        logger.info("The Ray cluster has room for %d units at once.", slots(cluster))
-        yield
-    finally:
-        ray.shutdown()
 
 
 def slots(cluster: ClusterConfig) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.weights import require_finite
 
 # peft puts the own weights of an adapted layer below this name, and those of the adapter beside it.
@@ -194,7 +194,7 @@ def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module
     if not path.exists():
         raise ModelError(f"{path}: no such LoRA adapter; give its folder or safetensors file")
     adapted = copy.deepcopy(denoiser)
-    try:
+    with any_failure_is(ModelError, f"{path}: not a LoRA adapter of this {name}"):
         # To read the original names of a UNet's blocks, as in kohya's files of SDXL, its architecture is
         # needed.
         known = {"unet_config": denoiser.config} if name == "unet" else {}
@@ -205,9 +205,6 @@ def load(denoiser: nn.Module, name: str, pipeline: Any, path: Path) -> nn.Module
         getattr(pipeline, f"load_lora_into_{name}")(
             tensors, *alphas, adapted, adapter_name="default", metadata=metadata
         )
-    except Exception as error:
-        detail = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: not a LoRA adapter of this {name}: {detail}") from error
     # diffusers only warns of tensors for which the denoiser has no place.
     unused = len(tensors) - len(adapter_parameters(adapted))
     if unused:

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.adapters import modules_named
 from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.models.families import family_of
@@ -117,9 +117,9 @@ def _shapes(folder: Path, part: str, variant: str | None) -> dict[str, tuple[int
     for file in sorted((folder / part).glob("*.safetensors")):
         if not any(fnmatchcase(f"{part}/{file.name}", pattern) for pattern in patterns):
             continue
-        try:
-            with safe_open(file, framework="pt") as stored:
-                found |= {n: tuple(stored.get_slice(n).get_shape()) for n in stored.keys()}
-        except Exception as error:
-            raise ModelError(f"{file}: not a readable safetensors file: {error}") from error
+        with (
+            any_failure_is(ModelError, f"{file}: not a readable safetensors file"),
+            safe_open(file, framework="pt") as stored,
+        ):
+            found |= {n: tuple(stored.get_slice(n).get_shape()) for n in stored.keys()}
     return found

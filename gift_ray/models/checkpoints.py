@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import load_backbone
 from gift_ray.models.locate import folder_hash, locate
@@ -166,12 +166,11 @@ def _read_single_file(
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
-    except Exception as error:
-        detail = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: not a readable safetensors file: {detail}") from error
+    with (
+        any_failure_is(ModelError, f"{path}: not a readable safetensors file"),
+        safe_open(path, framework="pt") as file,
+    ):
+        return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
 
 
 def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.variants import variant_of
 
 # Heads that nothing here uses, and which may therefore be missing or unknown.
@@ -95,13 +95,11 @@ def networks(
 
 
 def _require_types(file: Path, origin: str) -> None:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}
-    except Exception as error:
-        raise ModelError(
-            f"{origin}: {file.name} is not a readable safetensors file: {error}"
-        ) from error
+    with (
+        any_failure_is(ModelError, f"{origin}: {file.name} is not a readable safetensors file"),
+        safe_open(file, framework="pt") as stored,
+    ):
+        types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}
     wrong = sorted(name for name, kind in types.items() if kind not in TYPES)
     if wrong:
         raise ModelError(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.builtin import BUNDLE
 from gift_ray.models.complete import load_complete
 from gift_ray.models.locate import ENCODER, device, snapshot
@@ -174,13 +174,8 @@ def vision_encoder(role: str, name: str) -> VisionEncoder:
 
 def _load(kind: Any, folder: Path) -> Any:
     logger.info("Loading the encoder in %s.", folder)
-    try:
+    with any_failure_is(ModelError, f"evaluation.encoders: {folder} can't be loaded"):
         model = load_complete(kind, folder, origin=f"evaluation.encoders: {folder}")
-    except ModelError:
-        raise
-    except Exception as error:
-        detail = " ".join(str(error).split())[:200]
-        raise ModelError(f"evaluation.encoders: {folder} can't be loaded: {detail}") from error
     return model.to(device()).eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.complete import networks
 from gift_ray.models.locate import device
 
@@ -116,7 +116,8 @@ def load_pipeline(kind: Any, folder: Path, config: ModelConfig, **options: Any) 
         ModelError: the weights are damaged or pickled.
     """
     name = config.pretrained_model_name_or_path
-    try:
+    kind_of_folder = f"a {kind.__name__} folder with safetensors weights"
+    with any_failure_is(ModelError, f"{FIELD}: {name!r} can't be loaded as {kind_of_folder}"):
         parts = networks(folder, options, variant=config.variant, origin=f"{FIELD}: {name!r}")
         pipeline = kind.from_pretrained(
             folder,
@@ -125,14 +126,6 @@ def load_pipeline(kind: Any, folder: Path, config: ModelConfig, **options: Any) 
             **options,
             **parts,
         )
-    except ModelError:
-        raise
-    except Exception as error:
-        detail = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{FIELD}: {name!r} can't be loaded as a {kind.__name__} folder with safetensors "
-            f"weights: {detail}"
-        ) from error
     if config.gradient_checkpointing:
         denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
         denoiser.enable_gradient_checkpointing()

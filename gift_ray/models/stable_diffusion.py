@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.errors import ModelError
+from gift_ray.errors import ModelError, any_failure_is
 from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.models.loading import (
     frozen,
@@ -226,15 +226,10 @@ def unet_of_single_file(path: Path, like: Backbone) -> dict[str, Tensor]:
         # The file does not say its architecture, and diffusers would ask the hub; so it gets the base's.
         architecture: Any = like.denoiser
         architecture.save_config(Path(folder) / "unet")
-        try:
+        with any_failure_is(ModelError, f"{path}: not a single-file checkpoint of this base"):
             unet = UNet2DConditionModel.from_single_file(
                 str(path), config=folder, subfolder="unet", local_files_only=True
             )
-        except Exception as error:
-            detail = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"{path}: not a single-file checkpoint of this base: {detail}"
-            ) from error
     return dict(unet.float().state_dict())
 
 

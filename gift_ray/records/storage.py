@@ -72,10 +72,13 @@ class Storage:
         study_dir: the study's folder on this node.
     """
 
-    filesystem: fs.FileSystem | None = None
-
     def __init__(self, study_dir: Path) -> None:
         self.study_dir = study_dir
+
+    @property
+    def filesystem(self) -> fs.FileSystem | None:
+        """Where Ray keeps its own files of the study; None: on the disk."""
+        return None
 
     def on_node(self) -> Storage:
         """The same storage for use on this node, after another node has sent the object here."""
@@ -142,7 +145,7 @@ class ObjectStore(Storage):
         return filesystem, f"{root}/{self.study_dir.name}"
 
     @property
-    def filesystem(self) -> fs.FileSystem:  # type: ignore[override]
+    def filesystem(self) -> fs.FileSystem:
         return self._place[0]
 
     def on_node(self) -> ObjectStore:
