@@ -191,6 +191,9 @@ def test_two_workers_train_what_one_does(cluster, tiny_config, tmp_path):
     config["concepts"]["malicious"].append(
         {"name": "dog", "source": dogs, "validation_prompts": ["a sks dog"]}
     )
+    # D_S must show neither cats nor dogs.
+    houses = {"name": "openmoji", "match": "^HOUSE", "caption": "a house"}
+    config["prior"] = {"source": houses}
     plain = {"name": "gift", "max_train_steps": 4, "train_batch_size": 3, "optimizer": "sgd",
              "alpha_inner": 1e-2, "alpha_outer": 1e-2, "margin": 9.0}  # fmt: skip
     members = [
