@@ -6,15 +6,22 @@ export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 # Where Python is told to keep no bytecode, every Ray worker would compile torch and Ray anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs chaos lock lowest chromium clean
+.PHONY: demo test tests-cluster tests-alone check docs chaos lock lowest chromium clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/submit.py jobs/sweep.py configs/demo.yaml $(ARGS)
 
-test: .venv/ready check docs chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m 'not slow and not chaos' $(ARGS)
-	# Ray clusters one after the other: two at a time starve each other, and Ray's jobs find the wrong one.
-	$(BIN)/python -m pytest --durations=10 -m 'slow and not chaos' $(ARGS)
+# Two things at a time, in this order. The tests with a cluster wait much, and the others fill these times.
+test: .venv/ready chromium
+	$(MAKE) --no-print-directory --jobs 2 docs check tests-cluster tests-alone
+
+# Ray clusters one after the other: two at a time starve each other, and Ray's jobs find the wrong one. The whole
+# is as long as this, so it comes before the other tests: those step back, and Ray's workers (niceness 15) do not.
+tests-cluster: .venv/ready
+	RAY_worker_niceness=0 $(BIN)/python -m pytest --durations=10 -m 'slow and not chaos' $(ARGS)
+
+tests-alone: .venv/ready chromium
+	nice -n 5 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m 'not slow and not chaos' $(ARGS)
 
 # 20 workers, nodes and drivers killed while a small study runs; minutes, and not part of `make test`.
 chaos: .venv/ready

@@ -14,5 +14,5 @@ def test_what_a_library_raises_becomes_one_line_and_our_own_errors_pass() -> Non
     ):
         raise OSError("first\n   second")
     assert isinstance(told.value.__cause__, OSError)
-    with pytest.raises(DataError, match="^ours$"), any_failure_is(ModelError, "x.pt"):
+    with pytest.raises(DataError, match=r"^ours$"), any_failure_is(ModelError, "x.pt"):
         raise DataError("ours")

@@ -94,7 +94,7 @@ def test_a_study_is_the_same_as_on_one_disk(nodes, config, tmp_path) -> None:
 
 def test_a_lost_node_takes_no_checkpoint_with_it(nodes, config, url, tmp_path) -> None:
     # Long enough to be lost while it trains.
-    config = configure(config, {"defense.max_train_steps": 400})
+    config = configure(config, {"defense.max_train_steps": 200})
     cluster = config.cluster
     (arm,) = plan(config).defended
     step = arm.immunize
