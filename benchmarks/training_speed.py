@@ -195,6 +195,9 @@ class Silent:
     def log(self, step: int, **values: float) -> None:
         pass
 
+    def due(self, step: int) -> bool:
+        return False
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         pass
 

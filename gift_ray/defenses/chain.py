@@ -91,10 +91,13 @@ class MemberReport:
     state: dict[str, Any] | None
 
     def log(self, step: int, **values: float) -> None:
-        self.report.log(self.start + step, **values)
+        self.done = self.start + step
+        self.report.log(self.done, **values)
+
+    def due(self, step: int) -> bool:
+        return self.report.due(self.start + step)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        self.done = self.start + step
         # The first member gets the chain's own model, which need not be kept.
         given = self.given.weights() if self.member > 0 else {}
         position = {"member": self.member, "start": self.start, "done": self.done}

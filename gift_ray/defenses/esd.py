@@ -18,6 +18,7 @@ from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.plugins import Defense
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import Examples, Seeds, concatenate, per_sample_mse
 from gift_ray.training.footprint import Footprint
 from gift_ray.training.loop import Level, Report, train
@@ -81,7 +82,7 @@ class Esd(Defense):
             fp16=model.mixed_precision == "fp16",
         )  # fmt: skip
 
-        def step(index: int) -> dict[str, float]:
+        def step(index: int) -> dict[str, Scalar]:
             generator = seeds.generator("esd", index + 1)
             x_t, times, concept = self._draw(model, d_m, null, generator)
             with torch.no_grad():
@@ -91,9 +92,11 @@ class Esd(Defense):
             target = erased(at_concept, at_null, self.negative_guidance)
             loss = per_sample_mse(prediction, target).mean()
             norm = level.step(level.gradients(loss))
-            moved = per_sample_mse(prediction.detach(), at_concept).mean().item()
+            moved = number(per_sample_mse(prediction.detach(), at_concept).mean())
             seen = (index + 1) * self.train_batch_size
-            return {"loss": loss.item(), "mse_base": moved, "grad_norm": norm, "images_seen": seen}
+            return {
+                "loss": number(loss), "mse_base": moved, "grad_norm": norm, "images_seen": seen,
+            }  # fmt: skip
 
         advice = "lower learning_rate"
         train(step, self.max_train_steps, {"level": level}, report, advice=advice)

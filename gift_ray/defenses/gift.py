@@ -29,6 +29,7 @@ from gift_ray.models.backbone import Backbone, NoiseLayers, ParameterGroup
 from gift_ray.plugins import Defense
 from gift_ray.training import parallel
 from gift_ray.training.conflicts import cosine, project, without_conflicts
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import (
     Examples,
     Seeds,
@@ -165,9 +166,25 @@ class Gift(Defense):
         seeds: Seeds,
         report: Report,
     ) -> Backbone:
+        run = self.begun(model, malicious, safe, seeds)
+        released, levels = run.model, {"inner": run.inner, "outer": run.outer}
+        steps = run.rounds + self.tail_steps
+        train(run.step, steps, levels, report, advice="lower alpha_outer or beta")
+        if self.retreat:
+            step_back(released, model, self.retreat)
+        if self.rank is None:
+            return released
+        # What the optimizers keep is let go of before there is a second set of weights.
+        del run, levels
+        return released.with_adapter_in_weights(model)
+
+    def begun(
+        self, model: Backbone, malicious: Sequence[Examples], safe: Examples, seeds: Seeds
+    ) -> Immunization:
+        """The training before its first step."""
         released = self._in_training(model, seeds)
         every = concatenate(malicious)
-        run = Immunization(
+        return Immunization(
             options=self,
             base=model,
             model=released,
@@ -189,16 +206,6 @@ class Gift(Defense):
             ),
             seeds=seeds,
         )
-        levels = {"inner": run.inner, "outer": run.outer}
-        steps = run.rounds + self.tail_steps
-        train(run.step, steps, levels, report, advice="lower alpha_outer or beta")
-        if self.retreat:
-            step_back(released, model, self.retreat)
-        if self.rank is None:
-            return released
-        # What the optimizers keep is let go of before there is a second set of weights.
-        del run, levels
-        return released.with_adapter_in_weights(model)
 
     def _in_training(self, model: Backbone, seeds: Seeds) -> Backbone:
         """A copy whose weights can be trained, or one that shares the model's and carries an adapter."""
@@ -245,7 +252,7 @@ class Immunization:
         """How many rounds `max_train_steps` allows."""
         return math.ceil(self.options.max_train_steps / self.steps_per_round)
 
-    def step(self, index: int) -> dict[str, float]:
+    def step(self, index: int) -> dict[str, Scalar]:
         """One round, or one step of the tail; returns the values to log."""
         if index >= self.rounds:
             values = self._tail_step(index - self.rounds)
@@ -253,47 +260,47 @@ class Immunization:
             values = self._joint_round(index)
         else:
             values = self._alternating_round(index)
-        if values.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO:
-            raise UnitFailed(
-                f"step {index + 1}: activations collapsed (std ratio {values['std_ratio']:.1e})"
-            )
+        # It is measured now and then, so that the device is not waited for at every step.
+        ratio = float(values.get("std_ratio", 1.0))
+        if ratio < COLLAPSED_STD_RATIO:
+            raise UnitFailed(f"step {index + 1}: activations collapsed (std ratio {ratio:.1e})")
         steps = min(index + 1, self.rounds) * self.steps_per_round + max(0, index + 1 - self.rounds)
         return values | {"images_seen": steps * self.options.train_batch_size}
 
-    def _alternating_round(self, index: int) -> dict[str, float]:
+    def _alternating_round(self, index: int) -> dict[str, Scalar]:
         """Alg. 1, lines 2-13 (Eq. 2): theta' = theta - alpha_P grad L_P, psi'' = psi' - alpha_I grad L_I.
 
         With `project`, the component of the outer gradient that opposes the last inner gradient is removed.
         """
         options, rate = self.options, falling(index, self.rounds, self.options.decay)
-        values: dict[str, float] = {}
+        values: dict[str, Scalar] = {}
         for k in range(options.inner_steps):
-            gradients, parts = self._inner_gradients(index * options.inner_steps + k)
+            gradients, parts = self.inner_gradients(index * options.inner_steps + k)
             prior_on_psi = self._on_psi(gradients)
             values |= parts | {"grad_norm_inner": self.inner.step(gradients, rate)}
         del gradients
         for k in range(options.outer_steps):
-            gradients, parts = self._outer_gradients(index * options.outer_steps + k, index)
+            gradients, parts = self.outer_gradients(index * options.outer_steps + k, index)
             values |= parts | {"cosine": cosine(gradients, prior_on_psi)}
             if options.coordination == "project":
                 gradients = project(gradients, prior_on_psi)
             values["grad_norm_outer"] = self.outer.step(gradients, rate)
         return values
 
-    def _joint_round(self, index: int) -> dict[str, float]:
+    def _joint_round(self, index: int) -> dict[str, Scalar]:
         """One update by the sum of both gradients, taken at the same weights: Eq. 4 without its last term."""
         rate = falling(index, self.rounds, self.options.decay)
-        inner_gradients, prior = self._inner_gradients(index)
-        outer_gradients, parts = self._outer_gradients(index, index)
+        inner_gradients, prior = self.inner_gradients(index)
+        outer_gradients, parts = self.outer_gradients(index, index)
         return parts | prior | {
             "cosine": cosine(outer_gradients, self._on_psi(inner_gradients)),
             "grad_norm_inner": self.inner.step(inner_gradients, rate),
             "grad_norm_outer": self.outer.step(outer_gradients, rate),
         }  # fmt: skip
 
-    def _tail_step(self, index: int) -> dict[str, float]:
+    def _tail_step(self, index: int) -> dict[str, Scalar]:
         """Prior preservation alone, which restores what the last outer steps cost honest users."""
-        gradients, values = self._inner_gradients(self.rounds * self.options.inner_steps + index)
+        gradients, values = self.inner_gradients(self.rounds * self.options.inner_steps + index)
         rate = 0.5 * (1 - index / self.options.tail_steps)
         return values | {"grad_norm_inner": self.inner.step(gradients, rate)}
 
@@ -302,17 +309,17 @@ class Immunization:
         place = {name: i for i, name in enumerate(self.inner.parameters)}
         return [gradients[place[name]].clone() for name in self.outer.parameters]
 
-    def _inner_gradients(self, index: int) -> tuple[list[Tensor], dict[str, float]]:
+    def inner_gradients(self, index: int) -> tuple[list[Tensor], dict[str, Scalar]]:
         """Gradients of L_prior on a batch of D_S, and its value."""
         batch, times, noise = self.preservation.draw(index)
 
-        def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
+        def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, Scalar]]:
             loss = self.preservation.loss(self.model, batch.take(rows), times[rows], noise[rows])
-            return loss, {"L_prior": loss.item()}
+            return loss, {"L_prior": number(loss)}
 
         return _gradients_of(self.inner, loss_of, range(len(batch)), len(batch))
 
-    def _outer_gradients(self, index: int, round_: int) -> tuple[list[Tensor], dict[str, float]]:
+    def outer_gradients(self, index: int, round_: int) -> tuple[list[Tensor], dict[str, Scalar]]:
         """The gradients of Eq. 8 on a batch of D_M, and the parts of the loss for the log.
 
         With `path` they are taken at a random point of the path to the base.
@@ -323,7 +330,7 @@ class Immunization:
 
     def _immunize_gradients(
         self, index: int, *, measure: bool
-    ) -> tuple[list[Tensor], dict[str, float]]:
+    ) -> tuple[list[Tensor], dict[str, Scalar]]:
         options = self.options
         generator = self.seeds.generator("outer", index)
         batch, concepts = balanced_batch(self.d_m, options.train_batch_size, generator)
@@ -331,19 +338,21 @@ class Immunization:
         # Without L_noise the activations are needed only in rounds in which they are measured.
         watched = self.model.layers(options.noise_layers) if options.beta or measure else {}
 
-        def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, float]]:
+        def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, Scalar]]:
             mine, t, eps = batch.take(rows), times[rows], noise[rows]
             with capture(watched) as activations:
                 mse = self.model.denoising_loss(mine.latents, mine.conditioning, t, eps)
             l_max = max_loss(mse, options.max_loss, options.margin).mean()
             loss = options.max_weight * l_max
-            values = {"L_max": l_max.item(), "mse_malicious": mse.mean().item()}
+            values: dict[str, Scalar] = {
+                "L_max": number(l_max), "mse_malicious": number(mse.mean()),
+            }  # fmt: skip
             if options.beta:
                 layers = self.noise.losses(activations, batch.keys, self.seeds, index, rows)
                 l_noise = torch.stack(list(layers.values())).sum()
                 loss = loss + options.beta * l_noise
-                values |= {"L_noise": l_noise.item()}
-                values |= {f"L_noise/{name}": value.item() for name, value in layers.items()}
+                values |= {"L_noise": number(l_noise)}
+                values |= {f"L_noise/{name}": number(value) for name, value in layers.items()}
             if measure:
                 values |= self.noise.diagnostics(activations, mine, t, eps)
             return loss, values
@@ -363,9 +372,9 @@ class Immunization:
 
 
 def _gradients_of(
-    level: Level, loss_of: Callable[[list[int]], tuple[Tensor, dict[str, float]]],
+    level: Level, loss_of: Callable[[list[int]], tuple[Tensor, dict[str, Scalar]]],
     rows: Sequence[int], size: int,
-) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
+) -> tuple[list[Tensor], dict[str, Scalar]]:  # fmt: skip
     """The part of some rows in the gradients of a loss, and the means of the loss's parts over these rows.
 
     Each worker computes its share of the rows.

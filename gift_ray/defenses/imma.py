@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.plugins import Defense, build
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import Examples, Seeds, concatenate
 from gift_ray.training.finetuning import Attacker, FineTuning, Trainee
 from gift_ray.training.footprint import FP32, Footprint
@@ -86,7 +87,7 @@ class Imma(Defense):
         # Inner and outer steps both count for max_train_steps, each as one batch.
         per_round = self.inner_steps + self.outer_steps
 
-        def round_(index: int) -> dict[str, float]:
+        def round_(index: int) -> dict[str, Scalar]:
             values = self._round(attacker, outer, seeds, index)
             return values | {"images_seen": (index + 1) * per_round * self.train_batch_size}
 
@@ -119,9 +120,9 @@ class Imma(Defense):
 
     def _round(
         self, attacker: Attacker, outer: Level, seeds: Seeds, index: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Scalar]:
         """One round: phi <- phi - a grad_phi L(phi, psi), then psi <- psi + b grad_psi L(phi, psi)."""
-        values: dict[str, float] = {}
+        values: dict[str, Scalar] = {}
         for k in range(self.inner_steps):
             at = index * self.inner_steps + k
             found = attacker.step(at, seeds.generator("inner", at))
@@ -130,7 +131,7 @@ class Imma(Defense):
             generator = seeds.generator("outer", index * self.outer_steps + k)
             loss = attacker.trainee.loss(attacker.concept, generator)
             norm = outer.step(outer.gradients(-loss))
-            values |= {"mse_malicious": loss.item(), "grad_norm_outer": norm}
+            values |= {"mse_malicious": number(loss), "grad_norm_outer": norm}
         return values
 
 

@@ -25,6 +25,7 @@ from gift_ray.config.plugin_choice import AttackConfig
 from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone, ParameterGroup
 from gift_ray.plugins import Defense, build, resolve
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import Examples, Seeds, concatenate
 from gift_ray.training.finetuning import Attacker, FineTuning
 from gift_ray.training.footprint import Footprint
@@ -155,7 +156,7 @@ class LookAhead(Defense):
             count=math.ceil(self.max_train_steps / per_round), seeds=seeds,
         )  # fmt: skip
 
-        def round_(index: int) -> dict[str, float]:
+        def round_(index: int) -> dict[str, Scalar]:
             images = (index + 1) * per_round * self.train_batch_size
             return run.round(index) | {"images_seen": images}
 
@@ -190,14 +191,14 @@ class Rounds:
     count: int
     seeds: Seeds
 
-    def round(self, index: int) -> dict[str, float]:
+    def round(self, index: int) -> dict[str, Scalar]:
         """One round: preserve, attack, immunize. Returns the values to log."""
         options, rate = self.options, falling(index, self.count, self.options.decay)
-        values: dict[str, float] = {}
+        values: dict[str, Scalar] = {}
         for k in range(options.inner_steps):
             drawn = self.preservation.draw(index * options.inner_steps + k)
             loss = self.preservation.loss(self.model, *drawn)
-            values["L_prior"] = loss.item()
+            values["L_prior"] = number(loss)
             values["grad_norm_inner"] = self.inner.step(self.inner.gradients(loss), rate)
         share = float(torch.rand((), generator=self.seeds.generator("path", index)))
         with on_the_way(self.model, self.base, share * options.path), self._attacker(index) as one:
@@ -221,12 +222,12 @@ class Rounds:
 
     def _attacked_gradients(
         self, attacker: Attacker, index: int
-    ) -> tuple[list[Tensor], dict[str, float]]:
+    ) -> tuple[list[Tensor], dict[str, Scalar]]:
         """The gradients of mean L_max on D_M at the attacked weights, after the attacker's steps."""
         options = self.options
         # The schedule of a persistent attacker continues from its earlier turns, one in len(pool) rounds.
         earlier = index // len(self.pool) * options.attack_steps if self.persistent else 0
-        values: dict[str, float] = {}
+        values: dict[str, Scalar] = {}
         for k in range(options.attack_steps):
             generator = self.seeds.generator("attack", index * options.attack_steps + k)
             values["L_attack"] = attacker.step(earlier + k, generator)["loss"]
@@ -240,7 +241,7 @@ class Rounds:
         noise, times = attacked.draw(len(batch), generator)
         mse = attacked.denoising_loss(batch.latents, batch.conditioning, times, noise)
         loss = max_loss(mse, options.max_loss, options.margin).mean()
-        values |= {"L_max": loss.item(), "mse_malicious": mse.mean().item()}
+        values |= {"L_max": number(loss), "mse_malicious": number(mse.mean())}
         return self.outer.gradients(loss, at=at), values
 
 

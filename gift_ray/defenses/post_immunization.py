@@ -13,6 +13,7 @@ from pydantic import Field
 
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import Examples, Seeds
 from gift_ray.training.loop import Level, Report, train
 from gift_ray.training.optimizers import OptimizerName
@@ -57,7 +58,7 @@ class PostImmunization(Defense):
             fp16=model.mixed_precision == "fp16",
         )  # fmt: skip
 
-        def step(index: int) -> dict[str, float]:
+        def step(index: int) -> dict[str, Scalar]:
             generator = seeds.generator("post_immunization", index + 1)
             batch = benign.batch(self.train_batch_size, generator)
             noise, times = model.draw(self.train_batch_size, generator)
@@ -65,7 +66,7 @@ class PostImmunization(Defense):
             loss = losses.mean()
             norm = level.step(level.gradients(loss))
             seen = (index + 1) * self.train_batch_size
-            return {"loss": loss.item(), "grad_norm": norm, "images_seen": seen}
+            return {"loss": number(loss), "grad_norm": norm, "images_seen": seen}
 
         advice = "lower learning_rate"
         train(step, self.max_train_steps, {"level": level}, report, advice=advice)

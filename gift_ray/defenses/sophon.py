@@ -21,6 +21,7 @@ from torch import Tensor
 from gift_ray.models.architecture import Architecture
 from gift_ray.models.backbone import Backbone
 from gift_ray.plugins import Defense, build
+from gift_ray.training.devices import Scalar, number, on_device
 from gift_ray.training.diffusion import Batch, Examples, Seeds, concatenate, full
 from gift_ray.training.finetuning import FineTuning, Trainee
 from gift_ray.training.footprint import Footprint
@@ -93,8 +94,8 @@ class Sophon(Defense):
         inner = self._level(released, self.alpha_inner, None)
         per_round = self.outer_steps * self.attack_steps + self.inner_steps
 
-        def round_(index: int) -> dict[str, float]:
-            values: dict[str, float] = {}
+        def round_(index: int) -> dict[str, Scalar]:
+            values: dict[str, Scalar] = {}
             for k in range(self.outer_steps):
                 values |= self._suppress(released, outer, d_m, seeds, index * self.outer_steps + k)
             for k in range(self.inner_steps):
@@ -116,7 +117,7 @@ class Sophon(Defense):
 
     def _suppress(
         self, released: Backbone, outer: Level, d_m: Examples, seeds: Seeds, index: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Scalar]:
         """One suppression: simulate the attacker, then take one step of the released weights.
 
         theta_0 = theta; theta_k = theta_{k-1} - a grad L(support_k); then theta takes one step along
@@ -137,7 +138,7 @@ class Sophon(Defense):
             errors.append(attacker.step(k, seeds.generator("suppression", at))["loss"])
             query = self._draw(attacked, d_m, seeds.generator("suppression", at), query=True)
             loss = self._suppression_loss(attacked, *query)
-            losses.append(loss.item())
+            losses.append(number(loss))
             for total, gradient in zip(
                 sums, outer.gradients(loss, at=attacker.trainee.parameters), strict=True
             ):
@@ -150,13 +151,13 @@ class Sophon(Defense):
 
     def _reinforce(
         self, released: Backbone, inner: Level, safe: Examples, seeds: Seeds, index: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Scalar]:
         """One step of plain training on D_S."""
         generator = seeds.generator("inner", index)
         batch = safe.batch(self.train_batch_size, generator)
         noise, times = released.draw(len(batch), generator)
         loss = prior_loss(released, batch, times, noise)
-        return {"L_prior": loss.item(), "grad_norm_inner": inner.step(inner.gradients(loss))}
+        return {"L_prior": number(loss), "grad_norm_inner": inner.step(inner.gradients(loss))}
 
     def _attack(self) -> FineTuning:
         """The simulated attacker's recipe: full fine-tuning by plain gradient steps."""
@@ -184,6 +185,6 @@ class Sophon(Defense):
         """The loss `mse`, -E || eps_theta(x_t, c, t) - eps ||^2, or `dos`, E || eps_theta(x_t, c, t) ||^2."""
         if self.suppression_loss == "mse":
             return -prior_loss(model, batch, times, noise)
-        latents, noise, times = (t.to(model.device) for t in (batch.latents, noise, times))
+        latents, noise, times = (on_device(t, model.device) for t in (batch.latents, noise, times))
         noisy = model.add_noise(latents, noise, times)
         return full(model.predict(noisy, batch.conditioning, times)).square().mean()

@@ -28,6 +28,7 @@ from gift_ray.models.loading import FIELD, require_parts
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.models.weights import load_strictly, require_finite
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import on_device
 from gift_ray.training.diffusion import Examples, Seeds, per_sample_mse
 
 ParameterGroup = Literal["cross_attention", "cross_attention_kv", "attention", "noxattn", "all"]
@@ -206,7 +207,7 @@ class Backbone(ABC):
 
         Shapes: latents and noise [B, C, h, w], conditioning of B rows, times [B].
         """
-        latents, noise, times = (t.to(self.device) for t in (latents, noise, times))
+        latents, noise, times = (on_device(t, self.device) for t in (latents, noise, times))
         prediction = self.predict(self.add_noise(latents, noise, times), conditioning, times)
         return per_sample_mse(prediction, self.target(latents, noise, times))
 
@@ -380,7 +381,7 @@ class Backbone(ABC):
         """
         sampler = self.sampler(num_inference_steps)
         # Samplers of flow matching begin at noise of variance one and have no such number.
-        x_t = noise.to(self.device) * getattr(sampler, "init_noise_sigma", 1.0)
+        x_t = on_device(noise, self.device) * getattr(sampler, "init_noise_sigma", 1.0)
         nothing = null.repeat(len(x_t))
         for t in sampler.timesteps[:steps]:
             times = t.expand(len(x_t))

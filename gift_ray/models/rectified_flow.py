@@ -24,6 +24,7 @@ from gift_ray.models.loading import frozen, load_pipeline
 from gift_ray.models.placeholder import Placeholder
 from gift_ray.models.tokens import whole_words
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import on_device
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
@@ -177,15 +178,17 @@ class Flux2Klein(Backbone):
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
         from diffusers import Flux2KleinPipeline as Pipeline
 
-        noisy, tokens = noisy.to(self.device), conditioning.tokens.to(self.device)
-        places = Pipeline._prepare_latent_ids(noisy).to(self.device)
+        given = (noisy, times, conditioning.tokens)
+        noisy, times, tokens = (on_device(t, self.device) for t in given)
+        places = on_device(Pipeline._prepare_latent_ids(noisy), self.device)
+        words = on_device(Pipeline._prepare_text_ids(tokens), self.device)
         with self.autocast():
             velocity = self.denoiser(
                 hidden_states=Pipeline._pack_latents(noisy),
                 timestep=times.to(noisy) / self._steps,
                 guidance=None,
                 encoder_hidden_states=tokens,
-                txt_ids=Pipeline._prepare_text_ids(tokens).to(self.device),
+                txt_ids=words,
                 img_ids=places,
                 return_dict=False,
             )[0]

@@ -25,6 +25,7 @@ from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
 from gift_ray.models.stable_diffusion import UNetBackbone, token_ids
 from gift_ray.models.tokens import whole_words
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import on_device
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -87,14 +88,16 @@ class StableDiffusionXL(UNetBackbone):
         )
 
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
-        noisy, conditioning = noisy.to(self.device), conditioning.to(self.device)
+        noisy, times = (on_device(t, self.device) for t in (noisy, times))
+        conditioning = conditioning.to(self.device)
         size = float(self.resolution)
         # The original size, the crop's upper left corner, the target size.
-        time_ids = torch.tensor([size, size, 0.0, 0.0, size, size]).to(noisy).expand(len(noisy), -1)
+        sizes = torch.tensor([size, size, 0.0, 0.0, size, size], dtype=noisy.dtype)
+        time_ids = on_device(sizes, self.device).expand(len(noisy), -1)
         with self.autocast():
             predicted: Tensor = self.denoiser(
                 noisy,
-                times.to(self.device),
+                times,
                 conditioning.tokens,
                 added_cond_kwargs={
                     "text_embeds": conditioning.others["pooled"],
@@ -120,7 +123,7 @@ class StableDiffusionXL(UNetBackbone):
             (self.tokenizer_2, self.text_encoder_2),
         ):
             spelt = TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer)
-            ids = token_ids(tokenizer, spelt).to(encoder.device)
+            ids = on_device(token_ids(tokenizer, spelt), encoder.device)
             output = encoder(ids, output_hidden_states=True)
             states.append(output.hidden_states[-2])
         return Conditioning(torch.cat(states, dim=-1), {"pooled": output.text_embeds})

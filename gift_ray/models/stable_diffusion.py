@@ -29,6 +29,7 @@ from gift_ray.models.loading import (
 from gift_ray.models.placeholder import Placeholder, add_word, placeholder_of
 from gift_ray.models.tokens import whole_words
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import on_device
 from gift_ray.training.diffusion import add_noise, prediction_target
 
 if TYPE_CHECKING:
@@ -158,10 +159,9 @@ class StableDiffusion(UNetBackbone):
         )
 
     def predict(self, noisy: Tensor, conditioning: Conditioning, times: Tensor) -> Tensor:
+        given = (on_device(t, self.device) for t in (noisy, times, conditioning.tokens))
         with self.autocast():
-            predicted: Tensor = self.denoiser(
-                noisy.to(self.device), times.to(self.device), conditioning.tokens.to(self.device)
-            ).sample
+            predicted: Tensor = self.denoiser(*given).sample
         return predicted
 
     def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ class StableDiffusion(UNetBackbone):
 
         # A learnt word with several vectors is spelt out as its tokens, as the pipeline does with prompts.
         spelt = TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), self.tokenizer)
-        ids = token_ids(self.tokenizer, spelt).to(self.text_encoder.device)
+        ids = on_device(token_ids(self.tokenizer, spelt), self.text_encoder.device)
         return Conditioning(self.text_encoder(ids)[0], {})
 
     def with_placeholder(

@@ -36,11 +36,12 @@ class Journal(ABC):
         """Keep a small result, by name, for the end of the step."""
         self.kept[name] = tensor
 
+    def due(self, step: int) -> bool:
+        return step % self.every == 0 or self.leaving()
+
     def save(self, step: int, state: dict[str, Any]) -> None:
-        leaving = self.leaving()
-        if leaving or step % self.every == 0:
-            self.write(step, {"state": state, "kept": self.kept, "rows": self.rows})
-        if leaving:
+        self.write(step, {"state": state, "kept": self.kept, "rows": self.rows})
+        if self.leaving():
             raise SystemExit(f"asked to end; step {step} is saved")
 
     def load(self) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gift_ray.training.devices import on_device
+
 Rows = Tensor | Sequence[int] | slice
 
 
@@ -36,10 +38,9 @@ class Conditioning:
 
     def to(self, target: torch.device | torch.dtype) -> Conditioning:
         """A copy on a device, or with its floating-point tensors in a precision."""
-        return self._each(
-            lambda t: t if isinstance(target, torch.dtype) and not t.is_floating_point()
-            else t.to(target)
-        )  # fmt: skip
+        if isinstance(target, torch.device):
+            return self._each(lambda t: on_device(t, target))
+        return self._each(lambda t: t.to(target) if t.is_floating_point() else t)
 
     def repeat(self, count: int) -> Conditioning:
         """One row, `count` times, without a copy."""

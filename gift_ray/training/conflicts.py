@@ -13,11 +13,12 @@ from gift_ray.training.diffusion import dot
 def project(gradients: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
     """Remove from `gradients` the component that opposes `other` (PCGrad, Yu et al. 2020, Alg. 1)."""
     conflict = dot(gradients, other)
-    # If a gradient overflowed under fp16, its level skips this step anyway.
-    if conflict >= 0 or not conflict.isfinite():
-        return list(gradients)
+    # If a gradient overflowed under fp16, its level skips this step anyway. The choice is made on the device,
+    # for which a branch would have to wait.
+    opposed = (conflict < 0) & conflict.isfinite()
     factor = conflict / dot(other, other).clamp_min(1e-20)
-    return [g - factor * o for g, o in zip(gradients, other, strict=True)]
+    pairs = zip(gradients, other, strict=True)
+    return [torch.where(opposed, g - factor * o, g) for g, o in pairs]
 
 
 def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int]) -> list[Tensor]:
@@ -36,7 +37,7 @@ def without_conflicts(gradients: Sequence[Sequence[Tensor]], order: Sequence[int
     return [torch.stack(parts).sum(0) for parts in zip(*projected, strict=True)]
 
 
-def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """The cosine of the angle between two lists of tensors, each taken as one long vector."""
+def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """The cosine of the angle between two lists of tensors, each taken as one long vector; a scalar."""
     norms = (dot(left, left) * dot(right, right)).sqrt().clamp_min(1e-20)
-    return float(dot(left, right) / norms)
+    return dot(left, right) / norms

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import on_device
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -166,7 +167,9 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def _signal_and_sigma(timesteps: Tensor, alphas: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    alpha = alphas.to(like.device)[timesteps].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+    alpha = (
+        on_device(alphas, like.device)[timesteps].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+    )
     return alpha.sqrt(), (1 - alpha).sqrt()
 
 

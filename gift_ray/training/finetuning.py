@@ -22,6 +22,7 @@ from gift_ray.models.backbone import Backbone
 from gift_ray.models.disturb import Reinitialize
 from gift_ray.plugins import Attack, Source, build
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import Batch, Examples, Seeds
 from gift_ray.training.loop import Level, Report, training
 from gift_ray.training.optimizers import OptimizerName
@@ -72,11 +73,11 @@ class Attacker:
             loss = loss + self.retain_weight * self.trainee.loss(self.benign, generator)
         return loss
 
-    def step(self, index: int, generator: torch.Generator) -> dict[str, float]:
+    def step(self, index: int, generator: torch.Generator) -> dict[str, Scalar]:
         """Take one step down the loss, on batches drawn from `generator`; returns the values to log."""
         loss = self.loss(index, generator)
         norm = self.level.step(self.level.gradients(loss), self.rate(index))
-        return {"loss": loss.item(), "grad_norm": norm}
+        return {"loss": number(loss), "grad_norm": norm}
 
 
 class FineTuning(Attack):
@@ -179,15 +180,16 @@ class FineTuning(Attack):
     ) -> Iterator[tuple[int, Backbone]]:
         attacker = self.attacker(model, concept, seeds)
 
-        def step(index: int) -> dict[str, float]:
+        def step(index: int) -> dict[str, Scalar]:
             # The generator depends on the step, so that a resumed attack draws the same batches.
             return attacker.step(index, seeds.generator("attack", index + 1))
 
         levels = {"attacker": attacker.level}
         advice = "lower learning_rate"
-        for done in training(step, self.max_train_steps, levels, report, advice=advice):
-            if done in self.evaluation_steps():
-                yield done, attacker.trainee.model if done else model
+        for done in training(
+            step, self.max_train_steps, levels, report, advice=advice, shown=self.evaluation_steps()
+        ):
+            yield done, attacker.trainee.model if done else model
 
     def denoising_loss(
         self, model: Backbone, examples: Examples, generator: torch.Generator,

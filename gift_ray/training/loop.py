@@ -2,6 +2,10 @@
 
 A `Level` is an optimizer over a group of parameters. `training` and `train` call a step again and again, log
 and check its values, save checkpoints, and continue where an earlier run was stopped.
+
+A step only queues work for the device: reading a value would wait until all of it is done, and leave the
+device idle until more is queued. So the values of a step stay where they were computed, and are read together
+once in a while.
 """
 
 from __future__ import annotations
@@ -9,8 +13,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 
 from gift_ray.errors import UnitFailed
 from gift_ray.logs import Pace
+from gift_ray.training.devices import Scalar, number
 from gift_ray.training.diffusion import global_norm
 from gift_ray.training.optimizers import OptimizerName, make_optimizer
 
@@ -26,6 +31,8 @@ logger = logging.getLogger(__name__)
 # The beginnings of the names under which a step logs values of its gradients. Under fp16 these may overflow
 # now and then without harm, since the level skips such a step and lowers its loss scale.
 OF_GRADIENTS = ("grad_norm", "cosine")
+# Steps between two readings of their values. A training that went wrong ends so many steps later at most.
+READ_EVERY = 16
 
 
 class Report(Protocol):
@@ -34,8 +41,11 @@ class Report(Protocol):
     def log(self, step: int, **values: float) -> None:
         """Log the values of one training step."""
 
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after `step` steps."""
+
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Offer the complete state after `step` steps. It is written when a checkpoint is due."""
+        """Write the complete state after `step` steps. It is given only when a checkpoint is due."""
 
     def load(self) -> dict[str, Any] | None:
         """The state to continue from, or None at the beginning."""
@@ -114,10 +124,10 @@ class Level:
             for p, g in zip(values, scaled, strict=True)
         ]
 
-    def step(self, gradients: list[Tensor], rate: float = 1.0) -> float:
+    def step(self, gradients: list[Tensor], rate: float = 1.0) -> Tensor:
         """Clip the gradients and update the parameters; returns the norm of the gradients before clipping.
 
-        Under fp16 an overflow skips the update.
+        Under fp16 an overflow skips the update, which has to wait for the norm. Otherwise nothing waits.
 
         Args:
             gradients: holds the clipped ones afterwards.
@@ -126,20 +136,19 @@ class Level:
         values = list(self.parameters.values())
         norm = global_norm(gradients)
         if self.loss_scale and not self.loss_scale.accepts(norm):
-            return float(norm)
-        factor = 1.0
+            return norm
         if self.max_grad_norm is not None:
-            factor = min(1.0, self.max_grad_norm / (float(norm) + 1e-6))
-        for place, parameter in enumerate(values):
-            if factor != 1.0:
+            factor = (self.max_grad_norm / (norm.double() + 1e-6)).clamp(max=1.0)
+            for place, gradient in enumerate(gradients):
                 # The list lets go of each: a second set of gradients would cost as much as the model.
-                gradients[place] = gradients[place] * factor
-            parameter.grad = gradients[place]
+                gradients[place] = gradient * factor
+        for parameter, gradient in zip(values, gradients, strict=True):
+            parameter.grad = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors, keyed by parameter name, and fp16's scale, for a checkpoint."""
@@ -166,46 +175,82 @@ class Level:
 
 
 def training(
-    step: Callable[[int], dict[str, float]], steps: int, levels: Mapping[str, Level], report: Report,
-    *, advice: str,
+    step: Callable[[int], Mapping[str, Scalar]], steps: int, levels: Mapping[str, Level], report: Report,
+    *, advice: str, shown: Collection[int] = (),
 ) -> Iterator[int]:  # fmt: skip
     """Call `step(index)` for each index below `steps`, beginning where the last checkpoint was saved.
 
     Every random draw of a step must depend on its index alone, so that no state of a generator has to be
-    kept. Yields the number of steps that are done: 0 at a new beginning, then after each step and before its
-    checkpoint is offered, so that results which the caller keeps at this point become part of the checkpoint.
+    kept. Yields the number of steps that are done where it is among `shown`: 0 at a new beginning, and others
+    before a checkpoint is saved there, so that results which the caller keeps at this point become part of
+    it. Values of all steps until then have been found finite.
 
     Args:
-        step: does one step with `levels` and returns the values to log.
+        step: does one step with `levels` and returns the values to log, numbers or scalar tensors.
         levels: the optimizers by name. A parameter that is in several levels has the same name in each.
         advice: the end of the error message, such as "lower learning_rate".
+        shown: the numbers of steps after which the caller looks at the model.
 
     Raises:
-        UnitFailed: a logged value is not finite.
+        UnitFailed: a logged value is not finite. It names the step, although later ones may have been done.
     """
     weights = {n: p for level in levels.values() for n, p in level.parameters.items()}
     done = _restore(report.load(), weights, levels)
-    if done == 0:
-        yield 0
-    else:
+    if done:
         logger.info("Training continues from its checkpoint after step %d of %d.", done, steps)
+    elif 0 in shown:
+        yield 0
     pace = Pace(logger, "{done} of {total} training steps are done.", steps)
-    for index in range(done, steps):
-        values = step(index)
-        _require_finite(values, levels, f"step {index + 1}", advice)
-        report.log(index + 1, **values)
-        pace.tell(index + 1)
-        yield index + 1
-        states = {name: level.state() for name, level in levels.items()}
-        report.save(index + 1, {"done": index + 1, "weights": dict(weights), "levels": states})
+    unread = Unread(report, levels, advice)
+    for count in range(done + 1, steps + 1):
+        unread.add(count, step(count - 1))
+        pace.tell(count)
+        if count in shown:
+            unread.read()
+            yield count
+        if report.due(count):
+            unread.read()
+            states = {name: level.state() for name, level in levels.items()}
+            report.save(count, {"done": count, "weights": dict(weights), "levels": states})
+    unread.read()
 
 
 def train(
-    step: Callable[[int], dict[str, float]], steps: int, levels: Mapping[str, Level], report: Report,
+    step: Callable[[int], Mapping[str, Scalar]], steps: int, levels: Mapping[str, Level], report: Report,
     *, advice: str,
 ) -> None:  # fmt: skip
     """Run `training` to its end."""
     deque(training(step, steps, levels, report, advice=advice), maxlen=0)
+
+
+@dataclass
+class Unread:
+    """The values of the last steps, still on the device, until they are read, checked and logged."""
+
+    report: Report
+    levels: Mapping[str, Level]
+    advice: str
+    rows: list[tuple[int, dict[str, Scalar]]] = field(default_factory=list)
+
+    def add(self, step: int, values: Mapping[str, Scalar]) -> None:
+        """Add the values of a step; those of `READ_EVERY` steps are read."""
+        self.rows.append((step, dict(values)))
+        if len(self.rows) >= READ_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        """Read all values that are left, in one copy, and log them step by step.
+
+        Raises:
+            UnitFailed: one is not finite.
+        """
+        rows, self.rows = self.rows, []
+        tensors = [v for _, row in rows for v in row.values() if isinstance(v, Tensor)]
+        numbers = iter(torch.stack([number(t) for t in tensors]).tolist() if tensors else ())
+        for step, row in rows:
+            values = {n: next(numbers) if isinstance(v, Tensor) else v for n, v in row.items()}
+            _require_finite(values, self.levels, f"step {step}", self.advice)
+            self.report.log(step, **values)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, distributed
 
+from gift_ray.training.devices import Scalar
+
 
 def workers() -> tuple[int, int]:
     """(this worker's rank, how many there are): (0, 1) outside a process group."""
@@ -38,13 +40,17 @@ def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
     return sums
 
 
-def mean_of(values: Mapping[str, float], rows: int) -> dict[str, float]:
-    """Means over the rows of all workers, from the means of each over its own `rows`. NaN stays NaN."""
+def mean_of(values: Mapping[str, Scalar], rows: int) -> dict[str, Scalar]:
+    """Means over the rows of all workers, from the means of each over its own `rows`. NaN stays NaN.
+
+    Several workers wait for their values here, since one without rows does not know their names.
+    """
     _, count = workers()
     if count == 1:
         return dict(values)
     parts: list[tuple[dict[str, float], int]] = [({}, 0)] * count
-    distributed.all_gather_object(parts, (dict(values), rows))
+    own = {name: float(value) for name, value in values.items()}
+    distributed.all_gather_object(parts, (own, rows))
     seen = [(found, weight) for found, weight in parts if weight > 0]
     total = sum(weight for _, weight in seen)
     return {name: sum(found[name] * w for found, w in seen) / total for name in seen[0][0]}

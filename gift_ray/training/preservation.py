@@ -19,6 +19,7 @@ from torch import Tensor
 from gift_ray.errors import UnitFailed
 from gift_ray.models.backbone import Backbone
 from gift_ray.training.conditioning import Conditioning
+from gift_ray.training.devices import on_device
 from gift_ray.training.diffusion import Batch, Examples, Seeds, per_sample_mse
 
 PriorLoss = Literal["denoising", "distillation"]
@@ -61,6 +62,11 @@ class Preservation:
             )
         return found
 
+    @cached_property
+    def empty(self) -> Conditioning:
+        """The conditioning of the empty caption; the base's text encoders do not change."""
+        return self.base.condition([""])
+
     def draw(self, index: int) -> tuple[Batch, Tensor, Tensor]:
         """The batch of inner step `index`, its times [B] and its noise [B, C, h, w]."""
         generator = self.seeds.generator("inner", index)
@@ -71,7 +77,7 @@ class Preservation:
         if self.caption_dropout:
             chance = self.seeds.generator("inner-captions", index)
             dropped = torch.rand(len(batch), generator=chance) < self.caption_dropout
-            batch = without_captions(batch, dropped, self.base.condition([""]))
+            batch = without_captions(batch, dropped, self.empty)
         return batch, times, noise
 
     def _with_random_words(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -112,7 +118,7 @@ def distillation_loss(
 
     theta_0 is the base. The loss is 0 if the model still predicts what the base does.
     """
-    latents, noise, times = (t.to(model.device) for t in (batch.latents, noise, times))
+    latents, noise, times = (on_device(t, model.device) for t in (batch.latents, noise, times))
     noisy = model.add_noise(latents, noise, times)
     with torch.no_grad():
         goal = base.predict(noisy, batch.conditioning, times)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gift_ray.models.backbone import Backbone, NoiseLayers
+from gift_ray.training.devices import Scalar, number, on_device
 from gift_ray.training.diffusion import Batch, Examples, Seeds, capture, full, per_sample_mse
 
 NoiseKind = Literal["sample", "frozen"]
@@ -95,18 +96,18 @@ class NoiseTarget:
             torch.randn(z.shape[1:], generator=seeds.generator(f"frozen/{name}/{k}")) for k in keys
         ]
         scale, shift = self.std[name][:, None], self.mean[name][:, None]
-        return (full(z) - shift) / scale, torch.stack(fixed).to(z.device)
+        return (full(z) - shift) / scale, on_device(torch.stack(fixed), z.device)
 
     def diagnostics(
         self, activations: dict[str, Tensor], batch: Batch, timesteps: Tensor, noise: Tensor
-    ) -> dict[str, float]:
+    ) -> dict[str, Scalar]:
         """Means over layers of std(z) / std(base z) and of the correlation of z to the base's z."""
         reference = _activations(self.base, self.which, batch, timesteps, noise)
         ratios, correlations = [], []
         for name, z in activations.items():
             now, then = full(z.detach()).flatten(), full(reference[name]).flatten()
-            ratios.append(float(now.std() / then.std().clamp_min(1e-12)))
-            correlations.append(float(torch.corrcoef(torch.stack([now, then]))[0, 1]))
+            ratios.append(number(now.std() / then.std().clamp_min(1e-12)))
+            correlations.append(number(torch.corrcoef(torch.stack([now, then]))[0, 1]))
         return {
             "std_ratio": sum(ratios) / len(ratios),
             "correlation": sum(correlations) / len(correlations),
@@ -123,7 +124,7 @@ def sample_noise(z: Tensor, generator: torch.Generator, rows: Sequence[int], siz
     flat = full(z.detach()).flatten(1)
     mean, std = flat.mean(1, keepdim=True), flat.std(1, keepdim=True, correction=0)
     draws = torch.randn((size, flat.shape[1]), generator=generator)[rows]
-    return (mean + std * draws.to(z.device)).view_as(z)
+    return (mean + std * on_device(draws, z.device)).view_as(z)
 
 
 def noise_loss(z: Tensor, generator: torch.Generator, rows: Sequence[int], size: int) -> Tensor:
@@ -137,7 +138,7 @@ def mmd_loss(z: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
     The positions of one image are the set, so that a batch of one image has a meaning: it is the `mmd` of P
     vectors with C channels, or of MMD_POSITIONS of them, drawn from the generator.
     """
-    kept = torch.randperm(z.shape[2], generator=generator)[:MMD_POSITIONS].to(z.device)
+    kept = on_device(torch.randperm(z.shape[2], generator=generator)[:MMD_POSITIONS], z.device)
     pairs = zip(full(z)[:, :, kept].mT, full(noise)[:, :, kept].mT, strict=True)
     return torch.stack([mmd(x, y) for x, y in pairs])
 

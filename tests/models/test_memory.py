@@ -195,9 +195,9 @@ class Leaving(LocalJournal):
         super().__init__(path, every=100)
         self.after = after
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def due(self, step: int) -> bool:
         self.leaving = lambda: step >= self.after
-        super().save(step, state)
+        return super().due(step)
 
 
 def test_without_bitsandbytes_a_study_is_refused_in_one_line(

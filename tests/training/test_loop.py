@@ -11,7 +11,8 @@ from torch import nn
 
 from gift_ray.errors import UnitFailed
 from gift_ray.study.journal import LocalJournal
-from gift_ray.training.loop import Level, LossScale, train, training
+from gift_ray.training.devices import Scalar
+from gift_ray.training.loop import READ_EVERY, Level, LossScale, train, training
 from gift_ray.training.schedules import schedule
 
 
@@ -23,11 +24,11 @@ def level_of(*, fp16: bool = False) -> Level:
 def descending(level: Level, spoilt: tuple[int, ...] = ()):
     """A step that descends |w|^2; at the spoilt indices its gradients overflow."""
 
-    def step(index: int) -> dict[str, float]:
+    def step(index: int) -> dict[str, Scalar]:
         loss = level.parameters["w"].square().sum()
         factor = float("inf") if index in spoilt else 1.0
         norm = level.step([g * factor for g in level.gradients(loss)])
-        return {"loss": loss.item(), "grad_norm": norm, "cosine": norm - norm}
+        return {"loss": loss.detach(), "grad_norm": norm, "cosine": norm - norm}
 
     return step
 
@@ -39,14 +40,12 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
 
     first, second = level_of(), level_of()
     stopped = LocalJournal(tmp_path / "state", every=1)
-    assert list(training(descending(first), 3, {"level": first}, stopped, advice="")) == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    shown = (0, 1, 4, 5)
+    begun = training(descending(first), 3, {"level": first}, stopped, advice="", shown=shown)
+    assert list(begun) == [0, 1]
     again = LocalJournal(tmp_path / "state", every=1)
-    assert list(training(descending(second), 5, {"level": second}, again, advice="")) == [4, 5]
+    resumed = training(descending(second), 5, {"level": second}, again, advice="", shown=shown)
+    assert list(resumed) == [4, 5]
     assert torch.equal(second.parameters["w"], whole.parameters["w"])
     assert again.rows == journal.rows
     assert [row["step"] for row in journal.rows] == [1, 2, 3, 4, 5]
@@ -67,6 +66,41 @@ def test_what_is_not_finite_without_fp16_is_a_failure_with_a_reason(tmp_path: Pa
     journal = LocalJournal(tmp_path / "state", every=10**6)
     with pytest.raises(UnitFailed, match=r"^step 2: grad_norm, cosine not finite; lower it$"):
         train(descending(level, spoilt=(1,)), 4, {"level": level}, journal, advice="lower it")
+
+
+def test_values_that_are_not_finite_reach_neither_a_checkpoint_nor_the_caller(
+    tmp_path: Path,
+) -> None:
+    """A step's values are read later, but before anything is made of them."""
+    for every, shown in ((3, ()), (10**6, (3,)), (10**6, ())):
+        level = level_of()
+        journal = LocalJournal(tmp_path / f"{every}-{len(shown)}", every=every)
+        seen = []
+        with pytest.raises(UnitFailed, match=r"^step 2: grad_norm, cosine not finite"):
+            seen += training(
+                descending(level, spoilt=(1,)), READ_EVERY * 2, {"level": level}, journal, advice="",
+                shown=shown,
+            )  # fmt: skip
+        assert seen == []
+        assert not journal.path.exists()
+        assert [row["step"] for row in journal.rows] == [1]
+
+
+def test_values_are_read_and_logged_together(tmp_path: Path) -> None:
+    level = level_of()
+    journal = LocalJournal(tmp_path / "state", every=10**6)
+    logged = []
+    descend = descending(level)
+
+    def step(index: int) -> dict[str, Scalar]:
+        logged.append(len(journal.rows))
+        return {**descend(index), "images_seen": index}
+
+    train(step, READ_EVERY + 2, {"level": level}, journal, advice="")
+    assert logged == [0] * READ_EVERY + [READ_EVERY] * 2
+    assert [row["images_seen"] for row in journal.rows] == list(range(READ_EVERY + 2))
+    assert all(type(row["loss"]) is float for row in journal.rows)
+    assert journal.rows[0]["loss"] == 3.0 > journal.rows[1]["loss"] > journal.rows[-1]["loss"]
 
 
 def test_the_loss_scale_moves_as_that_of_torch_does() -> None:
