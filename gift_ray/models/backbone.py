@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gift_ray.config.schema import ModelConfig
+from gift_ray.config.schema import ModelConfig, Sampler
 from gift_ray.errors import ModelError
 from gift_ray.models import adapters, disturb
 from gift_ray.models.disturb import Reinitialize
@@ -60,6 +60,8 @@ class Backbone(ABC):
     roles: ClassVar[Mapping[str, str]]
     # Why the text encoders of this family can't be trained; empty if they can.
     text_stays: ClassVar[str] = ""
+    # Why images of this family are drawn with its own sampler alone; empty: others are there.
+    only_sampler: ClassVar[str] = ""
     # Whether the keys and values of cross-attention are applied to the prompt's own tokens.
     keys_read_tokens: ClassVar[bool] = True
 
@@ -291,9 +293,16 @@ class Backbone(ABC):
         num_inference_steps: int,
         guidance_scale: float,
         batch_size: int,
+        sampler: Sampler = "default",
     ) -> list[Image.Image]:
-        """One image for each prompt. Image i depends on seeds, i and its prompt, not on the batch size."""
+        """One image for each prompt. Image i depends on seeds, i and its prompt, not on the batch size.
+
+        Raises:
+            ModelError: the family is not drawn with this sampler.
+        """
         pipeline = self.pipeline()
+        if sampler == "dpm++":
+            pipeline.scheduler = self.dpm_solver()
         images: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
             chunk = list(prompts[start : start + batch_size])
@@ -364,6 +373,14 @@ class Backbone(ABC):
     @abstractmethod
     def sampler(self, num_inference_steps: int) -> Any:
         """The pipeline's diffusers scheduler with its timesteps set."""
+
+    def dpm_solver(self) -> Any:
+        """DPM-Solver++ (Lu et al. 2022) of second order, in place of the pipeline's scheduler.
+
+        Raises:
+            ModelError: the family has no noise schedule for it.
+        """
+        raise ModelError(self.only_sampler)
 
     @torch.no_grad()
     def partially_denoised(

@@ -46,6 +46,10 @@ IN_DOUBLE_BLOCKS = {
 }  # fmt: skip
 IN_SINGLE_BLOCKS = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
 OUTSIDE = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear"}
+ONLY_SAMPLER = (
+    "evaluation.sampler: dpm++ is not for FLUX.2 klein, whose rectified flow is drawn along nearly straight "
+    "lines by the pipeline's own steps; leave it at default, and lower num_inference_steps"
+)
 TEXT_STAYS = (
     "FLUX.2 klein: its text encoder, a language model, is not trained; leave out textual_inversion and "
     "train_text_encoder"
@@ -77,6 +81,7 @@ class Flux2Klein(Backbone):
         r"|add_._proj|to_add_out|linear_in|linear_out)",
     }
     text_stays: ClassVar[str] = TEXT_STAYS
+    only_sampler: ClassVar[str] = ONLY_SAMPLER
     keys_read_tokens: ClassVar[bool] = False
     needed: ClassVar[tuple[str, ...]] = (
         "transformer", "vae", "text_encoder", "tokenizer", "scheduler",

@@ -121,6 +121,11 @@ class UNetBackbone(Backbone):
         sampler.set_timesteps(num_inference_steps)
         return sampler
 
+    def dpm_solver(self) -> Any:
+        from diffusers import DPMSolverMultistepScheduler
+
+        return DPMSolverMultistepScheduler.from_config(self.noise_scheduler.config)
+
 
 @dataclass(frozen=True)
 class StableDiffusion(UNetBackbone):

@@ -24,6 +24,7 @@ def draw(
         prompts,
         seeds=seeds_for(seed, "evaluation"),
         num_inference_steps=evaluation.num_inference_steps,
+        sampler=evaluation.sampler,
         guidance_scale=evaluation.guidance_scale,
         batch_size=evaluation.batch_size,
     )
@@ -36,6 +37,5 @@ def repeated(prompts: Sequence[str], evaluation: EvaluationConfig) -> tuple[str,
 
 def drawing_identity(evaluation: EvaluationConfig) -> dict[str, Any]:
     """The settings that change the images (the batch size does not)."""
-    return evaluation.model_dump(
-        mode="json", include={"num_images_per_prompt", "num_inference_steps", "guidance_scale"}
-    )
+    changing = {"num_images_per_prompt", "num_inference_steps", "sampler", "guidance_scale"}
+    return evaluation.model_dump(mode="json", include=changing)

@@ -1,4 +1,4 @@
-"""Checks that the base's family supports what the study's defenses and attacks do."""
+"""Checks that the base's family supports what the study's defenses, attacks and drawing do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gift_ray.models.merge import NOT_SOLVED
 
 
 def check_base(config: StudyConfig) -> None:
-    """Check the base, and that its family supports the study's defenses and attacks.
+    """Check the base, and that its family supports the study's defenses, attacks and sampler.
 
     Raises:
-        ModelError: the base can't be used, or one line for each defense and attack that its family does not
-            support.
+        ModelError: the base can't be used, or one line for each defense, attack and sampler that its family
+            does not support.
     """
     families.check_base(config.model)
     base = architecture(config.model)
@@ -27,6 +27,8 @@ def check_base(config: StudyConfig) -> None:
             plugin.require(base)
         except GiftError as error:
             mistakes += [f"{field}: {line}" for line in error.mistakes]
+    if config.evaluation.sampler != "default" and base.family.only_sampler:
+        mistakes.append(base.family.only_sampler)
     concepts = config.concepts
     solved = concepts.mode == "merge" and concepts.merge.keys_and_values == "solve"
     if solved and not base.family.keys_read_tokens:

@@ -18,6 +18,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     UNet2DConditionModel,
@@ -37,6 +38,7 @@ from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import base_model, check_base
 from gift_ray.models.merge import merge_weights
 from gift_ray.models.sdxl import original_name
+from gift_ray.study import suited
 from gift_ray.study.battery import with_battery
 from gift_ray.study.journal import LocalJournal
 from gift_ray.training.diffusion import Examples, Seeds
@@ -69,10 +71,11 @@ def encoded(model: Backbone) -> Examples:
     return model.encode(images, CAPTIONS, ["0", "1", "2"])
 
 
-def pictures(model: Backbone) -> np.ndarray:
+def pictures(model: Backbone, **options: Any) -> np.ndarray:
     drawn = model.generate(
-        ["a cat", "a dog"], seeds=SEEDS, num_inference_steps=2, guidance_scale=3.0, batch_size=2
-    )
+        ["a cat", "a dog"], seeds=SEEDS, guidance_scale=3.0, batch_size=2,
+        **{"num_inference_steps": 2, **options},
+    )  # fmt: skip
     return np.stack([np.asarray(image) for image in drawn])
 
 
@@ -80,8 +83,8 @@ def plain_pictures(pipeline: Any, **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generators = [SEEDS.generator("image", i) for i in range(2)]
     drawn = pipeline(
-        prompt=["a cat", "a dog"], height=16, width=16, num_inference_steps=2,
-        guidance_scale=3.0, generator=generators, **options,
+        prompt=["a cat", "a dog"], height=16, width=16, guidance_scale=3.0, generator=generators,
+        **{"num_inference_steps": 2, **options},
     ).images  # fmt: skip
     return np.stack([np.asarray(image) for image in drawn])
 
@@ -185,6 +188,32 @@ def test_pictures_are_those_of_the_plain_pipeline(model: Backbone, tmp_path: Pat
     plain = DiffusionPipeline.from_pretrained(tmp_path / "released")
     options = {"max_sequence_length": 16} if model.denoiser_name == "transformer" else {}
     np.testing.assert_array_equal(pictures(model), plain_pictures(plain, **options))
+
+
+@pytest.mark.parametrize("make", [make_pipeline, make_sdxl])
+def test_pictures_of_dpm_solver_are_those_of_the_plain_pipeline_with_it(
+    make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    make(tmp_path / "base")
+    model = model_at(tmp_path / "base")
+    model.save_pretrained(tmp_path / "released")
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "released")
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    assert plain.scheduler.config.algorithm_type == "dpmsolver++"
+    drawn = pictures(model, sampler="dpm++", num_inference_steps=3)
+    np.testing.assert_array_equal(drawn, plain_pictures(plain, num_inference_steps=3))
+    assert (drawn != pictures(model, num_inference_steps=3)).any()
+
+
+def test_klein_is_drawn_with_its_own_sampler_alone(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=r"^evaluation.sampler: dpm\+\+ is not for FLUX.2 klein"):
+        pictures(model_at(folders["klein"]), sampler="dpm++")
+    config = tiny_study(
+        model={"pretrained_model_name_or_path": str(folders["klein"])},
+        evaluation={"sampler": "dpm++"},
+    )
+    with pytest.raises(ModelError, match=r"leave it at default"):
+        suited.check_base(config)
 
 
 def test_sampling_cut_short_and_finished_is_sampling(model: Backbone) -> None:

@@ -505,13 +505,15 @@ def test_the_protocol_is_what_measures_and_not_what_is_measured(raw: dict[str, A
 
     same = {
         protocol(), protocol(defense__beta=0.7), protocol(seed=5), protocol(name="other"),
-        protocol(evaluation__batch_size=3), protocol(attacks__0__max_train_steps=9),
+        protocol(evaluation__batch_size=3), protocol(evaluation__sampler="default"),
+        protocol(attacks__0__max_train_steps=9),
     }  # fmt: skip
     assert len(same) == 1
     others = [
         protocol(evaluation__protocol="imma_legacy"),
         protocol(evaluation__encoders__clip="builtin"),
         protocol(evaluation__num_inference_steps=3),
+        protocol(evaluation__sampler="dpm++"),
         protocol(evaluation__safe_prompts=["a house", "a boat"]),
         protocol(concepts__malicious__0__validation_prompts=["a cat on a mat"]),
         protocol(evaluation__metrics=raw["evaluation"]["metrics"][:3]),
