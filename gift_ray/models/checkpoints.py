@@ -129,7 +129,8 @@ def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
     if any("lora" in name for name in tensors):
         raise ModelError(f"{path}: holds a LoRA adapter, not a unet; fuse it into its base first")
     require_plain(tensors, origin=str(path))
-    if metadata.get(BASE_HASH, unet_hash(base)) != unet_hash(base):
+    # The hash takes as long as reading the file, and is asked for only where there is one to compare.
+    if BASE_HASH in metadata and metadata[BASE_HASH] != unet_hash(base):
         raise ModelError(f"{path}: this delta was taken from another base; give it its own base")
     prefix = f"{base.denoiser_name}."
     delta = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
