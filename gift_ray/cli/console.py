@@ -245,7 +245,8 @@ def verdict(card: dict[str, Any]) -> Table:
         detail += f"relearnt by step {step}" if step is not None else "not relearnt"
         if concept["needed"]:
             images, seeds = concept["needed"]["images"], concept["needed"]["seeds"]
-            detail += f"; {images} images at each step of {seeds} seeds would settle it"
+            detail += f"; {images} images at each step of {seeds} "
+            detail += f"seed{'s' if seeds > 1 else ''} would settle it"
         table.add_row(f"recovery: {name}", *_bounds(concept["recovery"]), detail)
     for name, group in card["groups"].items():
         table.add_row(f"retention: {name}", *_bounds(group), "")

@@ -90,6 +90,11 @@ class ConceptConfig(Part):
         """The names by which an image of it counts as recognised."""
         return self.recognized_as or (self.name,)
 
+    @property
+    def attacker_source(self) -> SourceConfig:
+        """Where the images of D_A come from."""
+        return self.attack_source or self.source
+
 
 class MergeConfig(Part):
     """How models that are immunized against one concept each are merged into one (`concepts.mode: merge`).

@@ -71,7 +71,7 @@ class Vocabulary(DrawnSource):
         return self.chosen_words() if self.words == "builtin" else None
 
     def _all_words(self) -> list[str]:
-        return _builtin_words() if self.words == "builtin" else list(dict.fromkeys(self.words))
+        return builtin_words() if self.words == "builtin" else list(dict.fromkeys(self.words))
 
 
 def with_article(word: str) -> str:
@@ -79,7 +79,7 @@ def with_article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
 
 
-def _builtin_words() -> list[str]:
+def builtin_words() -> list[str]:
     """The nouns that the built-in model draws, in alphabetical order."""
     if not BUILTIN_NOUNS.exists():
         raise ValueError(

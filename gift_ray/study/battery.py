@@ -194,7 +194,7 @@ def _default(attack: str, option: str) -> Any:
 def _benign(config: StudyConfig) -> dict[str, Any]:
     """The source of the attacker's benign images: that of the first safe concept, or else of D_S."""
     concepts = config.concepts.safe
-    source = (concepts[0].attack_source or concepts[0].source) if concepts else config.prior.source
+    source = concepts[0].attacker_source if concepts else config.prior.source
     return source.model_dump(mode="json")
 
 

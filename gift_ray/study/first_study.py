@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift_ray import plugins
 from gift_ray.config.schema import EncodersConfig
 from gift_ray.errors import ConfigError, DataError
-from gift_ray.models.encoders import clip_encoder
-from gift_ray.sources.vocabulary import with_article
+from gift_ray.models.encoders import clip_encoder, labels_of
+from gift_ray.sources.vocabulary import builtin_words, with_article
 
-# Neighbours and safe prompts are proposed from these everyday things, which every image model has seen.
+# Everyday things, which every photo model has seen.
 NOUNS = (
     "airplane", "apple", "banana", "bear", "bee", "bicycle", "bird", "boat", "book", "bottle", "bread",
     "bus", "butterfly", "cake", "camera", "candle", "car", "carrot", "cat", "chair", "cherry", "church",
@@ -28,6 +27,8 @@ NOUNS = (
 )  # fmt: skip
 NEIGHBORS, SAFE_PROMPTS = 6, 6
 MALICIOUS_IMAGES, SAFE_IMAGES = 40, 24
+# Measured beside the judges. dino and lpips follow the style of images more than what they show.
+REPORTED = tuple({"name": name} for name in ("clip_text", "dino", "lpips", "degenerate", "kid"))
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class Habits:
 
     # The caption of a noun that is given with its article.
     caption: str
+    # What the model can draw: neighbours, safe prompts and D_S are proposed from these.
+    nouns: tuple[str, ...]
     encoders: EncodersConfig
+    # An image classifier that names these nouns: a judge beside zero-shot CLIP. None: there is none.
+    classifier: str | None
     drawing: dict[str, Any]
     prior_images: int
     immunize: dict[str, Any]
@@ -52,7 +57,9 @@ class Habits:
 
 BUILTIN = Habits(
     caption="an emoji of {}",
+    nouns=tuple(builtin_words()),
     encoders=EncodersConfig(),
+    classifier="builtin",
     drawing={"num_inference_steps": 12, "guidance_scale": 2},
     prior_images=90,
     # The demo's settings, under which its concepts resist.
@@ -86,9 +93,11 @@ BUILTIN = Habits(
 )
 STABLE_DIFFUSION = Habits(
     caption="a photo of {}",
+    nouns=NOUNS,
     encoders=EncodersConfig(
         clip="openai/clip-vit-base-patch32", dino="facebook/dino-vits16", lpips="alex"
     ),
+    classifier=None,
     drawing={"num_inference_steps": 25, "guidance_scale": 7.5},
     prior_images=200,
     immunize={"max_train_steps": 1000, "train_batch_size": 1},
@@ -151,20 +160,21 @@ def first_study(
     blocked, kept = [concept_of(each) for each in malicious], [concept_of(each) for each in safe]
     names = [concept.name for concept in (*blocked, *kept)]
     near = {c.name: neighbors_of(c.name, names, habits, encoders) for c in blocked}
-    others = [n for n in NOUNS if n not in {*names, *(n for each in near.values() for n in each)}]
+    near_nouns = [noun for each in near.values() for noun in each]
+    others = [noun for noun in _left(habits.nouns, names) if noun not in near_nouns]
     safe_nouns = others[:: len(others) // SAFE_PROMPTS][:SAFE_PROMPTS]
-    judged = list(
-        dict.fromkeys([*names, *(n for each in near.values() for n in each), *safe_nouns])
-    )
+    judges = [*_recognitions(names, habits), {"name": "clip_image"}]
     return _TEXT.format(
         name=_yaml(_study_name(blocked[0].name)),
         model=_yaml(model), precision=habits.precision,
         malicious="".join(_entry(c, habits, MALICIOUS_IMAGES, near[c.name]) for c in blocked),
         safe="".join(_entry(c, habits, SAFE_IMAGES, []) for c in kept),
-        prior=_yaml(_drawn([habits.captioned(n) for n in others[:30]], habits, habits.prior_images)),
+        prior=_yaml(_prior([noun for noun in others if noun not in safe_nouns], habits)),
         defense=_yaml({"name": "gift", **habits.immunize}),
         attack=_yaml({"name": "dreambooth", **habits.attack}),
-        metrics=_metrics(judged, habits), encoders=_yaml(encoders.model_dump()),
+        metrics="\n".join(f"    - {_yaml(metric)}" for metric in [*judges, *REPORTED]),
+        judges=_yaml([judge.get("label", judge["name"]) for judge in judges]),
+        encoders=_yaml(encoders.model_dump()),
         safe_prompts=_listed([habits.captioned(n) for n in safe_nouns], 4),
         space="\n".join(f"    defense.{name}: {r}" for name, r in habits.searched.items()),
         steps=habits.drawing["num_inference_steps"], guidance=habits.drawing["guidance_scale"],
@@ -176,8 +186,7 @@ def neighbors_of(
     name: str, taken: Sequence[str], habits: Habits, encoders: EncodersConfig
 ) -> list[str]:
     """The nouns nearest to a concept by CLIP's text encoder, which a defense harms before others."""
-    words = {word.lower() for other in taken for word in other.split()}
-    candidates = [noun for noun in NOUNS if noun not in words]
+    candidates = _left(habits.nouns, taken)
     encoder = clip_encoder(encoders.clip)
     texts = [habits.captioned(each) for each in (name, *candidates)]
     vectors = encoder.texts(texts)
@@ -203,19 +212,42 @@ def _entry(concept: Concept, habits: Habits, images: int, neighbors: list[str]) 
     return "\n".join(lines) + "\n"
 
 
+def _left(nouns: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The nouns that share no word with what is taken."""
+    words = {word.lower() for other in taken for word in other.split()}
+    return [noun for noun in nouns if words.isdisjoint(noun.split())]
+
+
 def _drawn(prompts: list[str], habits: Habits, count: int) -> dict[str, Any]:
     return {"name": "generated", "num_images": count, **habits.drawing, "prompts": prompts}
 
 
-def _metrics(judged: list[str], habits: Habits) -> str:
-    metrics: list[dict[str, Any]] = [
-        {"name": n} for n in ("clip_text", "clip_image", "dino", "lpips")
-    ]
-    if "recognition" in plugins.available("metrics"):
-        metrics.insert(
-            0, {"name": "recognition", "names": judged, "template": habits.caption.format("a {}")}
-        )
-    return "\n".join(f"    - {_yaml(metric)}" for metric in metrics)
+def _prior(nouns: list[str], habits: Habits) -> dict[str, Any]:
+    """D_S: as many different things as possible, and none that retention asks about.
+
+    What no image of D_S shows is lost first, so prompts that D_S answers would flatter the defense.
+    """
+    chosen = nouns[:: -(-len(nouns) // habits.prior_images)]
+    return {
+        "name": "vocabulary",
+        "template": habits.caption.format("{a}"),
+        "images_per_word": habits.prior_images // len(chosen),
+        **habits.drawing,
+        "words": chosen,
+    }
+
+
+def _recognitions(concepts: list[str], habits: Habits) -> list[dict[str, Any]]:
+    """Zero-shot CLIP among all that the model can draw; the classifier too, if it knows a concept."""
+    labels = labels_of(habits.classifier) if habits.classifier else ()
+    clip: dict[str, Any] = {"name": "recognition"}
+    if not {*concepts} <= {*labels}:
+        clip["names"] = list(dict.fromkeys([*concepts, *habits.nouns]))
+        clip["template"] = habits.caption.format("a {}")
+    if not {*concepts} & {*labels}:
+        return [clip]
+    second = {"label": "recognition-resnet", "classifier": habits.classifier}
+    return [clip, {"name": "recognition", **second}]
 
 
 def _listed(prompts: Sequence[str], indent: int) -> str:
@@ -290,6 +322,10 @@ evaluation:
   num_images_per_prompt: 16
   num_inference_steps: {steps}
   guidance_scale: {guidance}
+
+scoring:
+  # The metrics that say whether an image shows the concept. The others are reported beside them.
+  judges: {judges}
 
 search:
   num_samples: 6

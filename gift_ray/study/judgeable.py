@@ -43,6 +43,7 @@ def remarks(config: StudyConfig) -> list[str]:
             "concepts.safe is empty: without a control the floor is chance alone, and a style that the "
             "attack teaches counts as the concept"
         )
+    few += _controls_of_another_kind(config)
     if config.gate.min_resistance == 0:
         few.append(
             "gate.min_resistance is 0: the gate asks for no resistance, a model that was never immunized "
@@ -53,6 +54,20 @@ def remarks(config: StudyConfig) -> list[str]:
             "seeds: with one seed the bounds cover the spread of images alone, not that of attacks"
         )
     return few
+
+
+def _controls_of_another_kind(config: StudyConfig) -> Iterator[str]:
+    """Concepts whose images have another kind of source than those of all of their controls."""
+    for concept in config.concepts.malicious:
+        names = config.concepts.controls_of(concept)
+        controls = {c.attacker_source.name for c in config.concepts.safe if c.name in names}
+        own = concept.attacker_source.name
+        if controls and own not in controls:
+            yield (
+                f"concepts.safe: the images of {concept.name!r} come from a source {own!r}, those of its "
+                f"controls from {', '.join(sorted(controls))!r}: where the styles differ too, a judge can "
+                "tell them apart by the style alone; give a safe concept in the style of these images"
+            )
 
 
 def _no_judges(config: StudyConfig) -> Iterator[str]:

@@ -57,7 +57,7 @@ def verdict_id(config: StudyConfig) -> str:
 
 def _attackers_side(concept: ConceptConfig) -> dict[str, Any]:
     """What a concept's D_A depends on, and the names by which its images count as recognised."""
-    source = concept.attack_source or concept.source
+    source = concept.attacker_source
     return {
         "source": source_identity(source),
         "shared_with_the_defender": concept.attack_source is None,

@@ -10,6 +10,7 @@ from battery import Case, run
 from PIL import Image
 
 from gift_ray.config.schema import StudyConfig
+from gift_ray.plugins import build
 from gift_ray.study.load import load_study
 
 TITLE = "`gift-ray init`"
@@ -45,7 +46,15 @@ def of_two_folders(folder: Path) -> None:
 def of_words(folder: Path) -> None:
     config = init(folder, "--malicious", "cat", "kitchen knife", "--safe", "car")
     assert [concept.name for concept in config.concepts.malicious] == ["cat", "kitchen knife"]
-    assert not any(" cat" in n for c in config.concepts.malicious for n in c.neighbors)
+    asked = [n for c in config.concepts.malicious for n in c.neighbors]
+    asked += config.evaluation.safe_prompts
+    assert not any(" cat" in prompt for prompt in asked)
+    # Judged by both built-in judges, and by prompts that no image of D_S answers.
+    assert config.scoring.judges == ("recognition", "recognition-resnet", "clip_image")
+    source = config.prior.source
+    d_s = build("sources", source.name, source.options).drawn_prompts()
+    assert len(d_s) > 50
+    assert not {*d_s} & {*asked}
 
 
 def odd_words(folder: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_word_can_stand_without_its_article() -> None:
     ]
 
 
-def test_the_builtin_words_are_those_that_the_base_draws(
+def test_thebuiltin_words_are_those_that_the_base_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "nouns.json"

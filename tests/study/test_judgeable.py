@@ -106,6 +106,13 @@ def test_a_control_is_a_safe_concept() -> None:
         study([RESNET], {"control": "cat"})
 
 
+def test_controls_of_another_kind_than_the_attackers_images_are_told() -> None:
+    drawn = {"name": "generated", "prompts": ["a cat"], "num_images": 4}
+    said = remarks(study([RESNET], {"attack_source": drawn}))
+    (line,) = [line for line in said if "style alone" in line]
+    assert "'cat' come from a source 'generated', those of its controls from 'openmoji'" in line
+
+
 def test_what_weakens_a_verdict_is_said() -> None:
     said = "\n".join(remarks(study([RESNET], {"neighbors": ["a fox", "a dog"]}, safe=[])))
     for part in ("'cat' has 2 neighbors", "concepts.safe is empty", "one seed"):
