@@ -324,18 +324,12 @@ class Immunization:
 
         With `path` they are taken at a random point of the path to the base.
         """
-        share = float(torch.rand((), generator=self.seeds.generator("path", index)))
-        with on_the_way(self.model, self.base, share * self.options.path):
-            return self._immunize_gradients(index, measure=round_ % DIAGNOSTICS_EVERY == 0)
-
-    def _immunize_gradients(
-        self, index: int, *, measure: bool
-    ) -> tuple[list[Tensor], dict[str, Scalar]]:
         options = self.options
         generator = self.seeds.generator("outer", index)
         batch, concepts = balanced_batch(self.d_m, options.train_batch_size, generator)
         noise, times = self.model.draw(len(batch), generator)
         # Without L_noise the activations are needed only in rounds in which they are measured.
+        measure = round_ % DIAGNOSTICS_EVERY == 0
         watched = self.model.layers(options.noise_layers) if options.beta or measure else {}
 
         def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, Scalar]]:
@@ -357,10 +351,12 @@ class Immunization:
                 values |= self.noise.diagnostics(activations, mine, t, eps)
             return loss, values
 
-        if not options.concept_projection:
-            return _gradients_of(self.outer, loss_of, range(len(batch)), len(batch))
-        # The gradients and logged means of one concept at a time, each with its share of the batch.
-        each = [_gradients_of(self.outer, loss_of, rows, len(batch)) for rows in concepts]
+        share = float(torch.rand((), generator=self.seeds.generator("path", index)))
+        with on_the_way(self.model, self.base, share * options.path):
+            if not options.concept_projection:
+                return _gradients_of(self.outer, loss_of, range(len(batch)), len(batch))
+            # The gradients and logged means of one concept at a time, each with its share of the batch.
+            each = [_gradients_of(self.outer, loss_of, rows, len(batch)) for rows in concepts]
         order = torch.randperm(len(each), generator=generator).tolist()
         gradients = without_conflicts([gradients for gradients, _ in each], order)
         shares = [len(rows) / len(batch) for rows in concepts]

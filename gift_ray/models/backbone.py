@@ -26,6 +26,7 @@ from gift_ray.models import adapters, disturb
 from gift_ray.models.disturb import Reinitialize
 from gift_ray.models.loading import FIELD, require_parts
 from gift_ray.models.placeholder import Placeholder
+from gift_ray.models.tokens import most_tokens
 from gift_ray.models.weights import load_strictly, require_finite
 from gift_ray.training.conditioning import Conditioning
 from gift_ray.training.devices import on_device
@@ -76,6 +77,14 @@ class Backbone(ABC):
             ModelError: a part is missing, or the model is of a kind that can't be trained or drawn with.
         """
         require_parts(folder, cls.needed, name)
+
+    @classmethod
+    def prompt_room(cls, folder: Path) -> int:
+        """The number of a prompt's tokens that the first text encoder of a folder reads.
+
+        CLIP's begin and end with a token each that is no part of the prompt.
+        """
+        return most_tokens(folder / "tokenizer") - 2
 
     @classmethod
     @abstractmethod

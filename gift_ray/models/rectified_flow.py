@@ -214,11 +214,25 @@ class Flux2Klein(Backbone):
     def embeddings(self, read: Conditioning, null: Conditioning) -> dict[str, Tensor]:
         return {"prompt_embeds": read.tokens, "negative_prompt_embeds": null.tokens}
 
+    @classmethod
+    def prompt_room(cls, folder: Path) -> int:
+        """The prompt stands in a chat template, whose beginning counts and whose end is cut first."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        mark = "PROMPT"
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": mark}],
+            tokenize=False, add_generation_prompt=True, enable_thinking=False,
+        )  # fmt: skip
+        beginning = chat[: chat.index(mark)]
+        return _text_length(tokenizer) - len(tokenizer(beginning)["input_ids"])
+
     def read(self, prompts: Sequence[str]) -> Conditioning:
         tokens, _ = self.pipeline().encode_prompt(
             list(prompts),
             device=self.text_encoder.device,
-            max_sequence_length=self._text_length,
+            max_sequence_length=_text_length(self.tokenizer),
         )
         return Conditioning(tokens, {})
 
@@ -240,7 +254,9 @@ class Flux2Klein(Backbone):
         return pipeline
 
     def _draw(self, pipeline: Any, asked: dict[str, Any], **options: Any) -> list[Image.Image]:
-        return super()._draw(pipeline, asked, max_sequence_length=self._text_length, **options)
+        return super()._draw(
+            pipeline, asked, max_sequence_length=_text_length(self.tokenizer), **options
+        )
 
     def sampler(self, num_inference_steps: int) -> Any:
         """The scheduler with timesteps that are shifted by resolution, as the pipeline does it."""
@@ -265,10 +281,10 @@ class Flux2Klein(Backbone):
     def _steps(self) -> int:
         return int(self.scheduler.config.num_train_timesteps)
 
-    @property
-    def _text_length(self) -> int:
-        """Tokens of a prompt; 512 is what the pipeline takes."""
-        return min(512, int(self.tokenizer.model_max_length))
+
+def _text_length(tokenizer: Any) -> int:
+    """The tokens of a prompt in its template; the pipeline takes 512 at most."""
+    return min(512, int(tokenizer.model_max_length))
 
 
 def kohya_name(name: str) -> str | None:

@@ -9,20 +9,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-# The beginning and the end of the text are marked by a token each.
-SPECIAL = 2
 
-
-def read_and_lost(base: Path, text: str) -> tuple[str, str]:
-    """A text in two parts: the part that the first text encoder of a folder reads, and the end that it cuts.
+def read_and_lost(tokenizer: Path, room: int, text: str) -> tuple[str, str]:
+    """A text in two parts: the part that a text encoder reads, and the end that it cuts.
 
     The second part is "" for a text that is read as a whole.
+
+    Args:
+        tokenizer: the folder of the tokenizer.
+        room: the number of tokens of a text that are read.
     """
-    folder = base / "tokenizer"
-    if not folder.is_dir():
-        return text, ""
-    room = _most_tokens(folder) - SPECIAL
-    places = _tokenizer(folder).encode(text, add_special_tokens=False).offsets
+    places = load_tokenizer(tokenizer).encode(text, add_special_tokens=False).offsets
     if len(places) <= room:
         return text, ""
     start, _ = places[room]
@@ -42,9 +39,8 @@ def whole_words(vocabulary: Iterable[str]) -> list[str]:
     return sorted(word for word in found if len(word) >= 3 and word.isalpha() and word.islower())
 
 
-@lru_cache(maxsize=4)
-def _most_tokens(folder: Path) -> int:
-    """The number of tokens that the model reads, by its tokenizer's configuration, or else CLIP's 77."""
+def most_tokens(folder: Path) -> int:
+    """The number of tokens that a tokenizer's configuration allows, or else CLIP's 77."""
     try:
         said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -53,7 +49,8 @@ def _most_tokens(folder: Path) -> int:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder, which neither pads nor cuts."""
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:

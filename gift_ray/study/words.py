@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gift_ray.config.schema import StudyConfig
 from gift_ray.data.image_files import in_short
 from gift_ray.errors import ConfigError, DataError
+from gift_ray.models.families import family_of
 from gift_ray.models.locate import locate
 from gift_ray.models.tokens import read_and_lost
 
@@ -30,11 +33,11 @@ def check_prompts(config: StudyConfig) -> None:
     Raises:
         ConfigError: one line for each.
     """
-    base = locate(config.model)
+    reads = Reader.of(locate(config.model))
     mistakes = [
         f"{field}: {text!r} is longer than the model reads: {lost!r} would be lost; shorten it"
         for field, text in dict.fromkeys(_texts(config.model_dump(mode="json"), ""))
-        if (lost := read_and_lost(base, text)[1])
+        if (lost := reads(text)[1])
     ]
     if mistakes:
         raise ConfigError(*mistakes)
@@ -69,7 +72,8 @@ def check_captions(
     Raises:
         DataError: the base would read no name of the concept in a caption that holds one.
     """
-    parts = {image: read_and_lost(base, caption) for image, caption in captions.items()}
+    reads = Reader.of(base)
+    parts = {image: reads(caption) for image, caption in captions.items()}
     cut = {
         image: image if sensitive else f"{image} loses {lost!r}"
         for image, (_, lost) in parts.items()
@@ -89,6 +93,29 @@ def check_captions(
         logging.getLogger(__name__).warning(
             "%s: captions are longer than the model reads: %s", whose, in_short(list(cut.values()))
         )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What the first text encoder of a base reads of a text.
+
+    Attributes:
+        tokenizer: its tokenizer's folder.
+        room: the number of a text's tokens that are read.
+    """
+
+    tokenizer: Path
+    room: int
+
+    @classmethod
+    @lru_cache(maxsize=4)
+    def of(cls, base: Path) -> Reader:
+        """The reader of a diffusers folder."""
+        return cls(base / "tokenizer", family_of(base).prompt_room(base))
+
+    def __call__(self, text: str) -> tuple[str, str]:
+        """The part of a text that is read, and the end that is lost, which is "" where none is."""
+        return read_and_lost(self.tokenizer, self.room, text)
 
 
 def _holds(text: str, names: Sequence[str]) -> bool:

@@ -41,6 +41,7 @@ from gift_ray.models.sdxl import original_name
 from gift_ray.study import suited
 from gift_ray.study.battery import with_battery
 from gift_ray.study.journal import LocalJournal
+from gift_ray.study.words import Reader
 from gift_ray.training.diffusion import Examples, Seeds
 
 MAKERS: dict[str, Callable[[Path], Any]] = {"sdxl": make_sdxl, "klein": make_klein}
@@ -665,3 +666,25 @@ def test_weights_of_another_family_are_refused(folders: dict[str, Path], tmp_pat
     with pytest.raises(ModelError, match="unknown unet weights"):
         sdxl.with_weights(tmp_path / "w.safetensors")
     assert same_weights(weights(sdxl), before)
+
+
+@pytest.mark.parametrize("make", [make_pipeline, *MAKERS.values()])
+def test_the_end_that_is_called_lost_changes_no_embedding(
+    make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    make(folder)
+    if make is make_klein:
+        say = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}</end>"
+        (folder / "tokenizer" / "chat_template.jinja").write_text(say)
+    model, reads = model_at(folder), Reader.of(folder)
+    long = "a cat on a hat with a bat at a mat and a rat in a vat that sat " * 3
+    read, lost = reads(long)
+    assert read
+    assert lost
+    assert reads(read) == (read, "")
+    whole = model.read([long]).tokens
+    assert torch.equal(whole, model.read([f"{read} q{lost}"]).tokens)
+    # One letter before the cut is read.
+    other = f"{read[:-1]}{'b' if read[-1] != 'b' else 'c'}"
+    assert not torch.equal(whole, model.read([f"{other} {lost}"]).tokens)
