@@ -102,7 +102,10 @@ def make_pipeline(
 
 
 def make_sdxl(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionXLPipeline:
-    """A random SDXL: 16 px images, two text encoders, attention in the second level only, as there."""
+    """A random SDXL: 16 px images, two text encoders, attention in the second level only, as there.
+
+    The second encoder is wider, by which the parts of a single file are told apart.
+    """
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder.with_name(folder.name + "-tokenizer"))
     text = CLIPTextConfig(
@@ -117,13 +120,15 @@ def make_sdxl(folder: Path, prediction_type: str = "epsilon") -> StableDiffusion
         ),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(text),
+        text_encoder_2=CLIPTextModelWithProjection(
+            CLIPTextConfig.from_dict({**text.to_dict(), "hidden_size": 24})
+        ),
         tokenizer_2=tokenizer,
         unet=UNet2DConditionModel(
             sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=32, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
+            cross_attention_dim=40, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
             use_linear_projection=True, addition_embed_type="text_time",
             addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 12,
         ),

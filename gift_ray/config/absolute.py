@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# The options of plug-ins that name a file or folder of this machine.
+# The options of the model, and those of plug-ins, that name a file or folder of this machine.
+MODELS = ("pretrained_model_name_or_path", "single_file_config")
 OPTIONS = ("path", "folder", "dataset_name")
 
 
@@ -31,7 +32,7 @@ def with_absolute_paths(raw: Any) -> Any:
 
 
 def _absolute_at(key: Any, value: Any, around: dict[Any, Any]) -> Any:
-    is_path = key == "pretrained_model_name_or_path" or ("name" in around and key in OPTIONS)
+    is_path = key in MODELS or ("name" in around and key in OPTIONS)
     if is_path and isinstance(value, str):
         return absolute(value)
     if key == "encoders" and isinstance(value, dict):

@@ -28,7 +28,7 @@ from gift_ray.config.search_space import SearchConfig
 
 
 class ModelConfig(Part):
-    """The base model: `builtin`, a local diffusers folder, or a hub id."""
+    """The base model: `builtin`, a local diffusers folder or single file, or a hub id."""
 
     pretrained_model_name_or_path: str = "builtin"
     revision: str | None = None
@@ -44,6 +44,11 @@ class ModelConfig(Part):
     low_memory: bool = Field(
         False, exclude_if=lambda value: not value,
         description="keep the text encoders on the CPU, and unload the base while a released model is used",
+    )  # fmt: skip
+    single_file_config: str | None = Field(
+        None, exclude_if=lambda value: value is None,
+        description="folder or hub id with the configuration and tokenizers of a single file; None: those of "
+        "the model that diffusers takes it for, from the hub",
     )  # fmt: skip
     resolution: Positive | None = Field(
         None,

@@ -33,12 +33,16 @@ def device() -> torch.device:
 
 
 def locate(config: ModelConfig) -> Path:
-    """The local folder of a model: the built-in one, a given one, or a hub snapshot.
+    """The local folder of a model: the built-in one, a given one, that of a single file, or a hub snapshot.
 
     Raises:
-        ModelError: there is no such folder, or the hub can't be reached or does not have the model.
+        ModelError: there is no such folder or file, or the hub can't be reached or does not have the model.
     """
-    name = config.pretrained_model_name_or_path
+    name, single_file_config = config.pretrained_model_name_or_path, config.single_file_config
+    if single_file_config is not None and not Path(name).expanduser().is_file():
+        raise ModelError(
+            f"model.single_file_config: {name} is no single file and has a configuration; leave this out"
+        )
     if name == "builtin":
         return BUNDLE / "pipeline"
     folder = Path(name).expanduser()
@@ -50,11 +54,10 @@ def locate(config: ModelConfig) -> Path:
             )
         return folder.resolve()
     if folder.is_file():
-        raise ModelError(
-            f"model.pretrained_model_name_or_path: {name} is a single file, which has no tokenizer and says "
-            "little of how it was trained; write it as a diffusers folder "
-            "(StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)) and give that"
-        )
+        # Imported here, since single_file.py imports this file.
+        from gift_ray.models.single_file import folder_of
+
+        return folder_of(folder.absolute(), single_file_config)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
             f"model.pretrained_model_name_or_path: {name!r} is not a folder; give 'builtin', a "
@@ -117,10 +120,11 @@ def snapshot(name: str, revision: str | None, field: str, patterns: Sequence[str
 def identity(config: ModelConfig) -> dict[str, Any]:
     """What the results of a base model depend on: the content of its files, and how it computes."""
     settings = config.model_dump(mode="json")
-    for name in ("pretrained_model_name_or_path", "revision", "gradient_checkpointing"):
-        settings.pop(name)
-    # A preset only sets other options, which are part of the identity themselves.
-    settings.pop("preset", None)
+    # A preset only sets other options, and a single file's configuration is among the files.
+    for name in (
+        "pretrained_model_name_or_path", "revision", "gradient_checkpointing", "preset", "single_file_config",
+    ):  # fmt: skip
+        settings.pop(name, None)
     folder = locate(config)
     from gift_ray.models.families import family_of
 

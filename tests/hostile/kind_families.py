@@ -96,7 +96,9 @@ def zero_terminal(prediction_type: str) -> Callable[[Path], None]:
 def single_file(folder: Path) -> object:
     file = folder / "sd_xl_base_1.0.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}, file)
-    return study(folder, SHORT | {"model.pretrained_model_name_or_path": str(file)})
+    return study(folder, SHORT | {
+        "model.pretrained_model_name_or_path": str(file), "model.single_file_config": str(made("sdxl")),
+    })  # fmt: skip
 
 
 def attacked_by(**attack: Any) -> dict[str, Any]:
@@ -117,7 +119,7 @@ CASES = [
          says="QwenImagePipeline, which is not supported"),
     Case("SDXL's refiner", based("sdxl", pipeline("StableDiffusionXLImg2ImgPipeline")),
          says="as SDXL's refiner is"),
-    Case("a single file as the base", single_file, says="is a single file"),
+    Case("a single file with one tensor as the base", single_file, says="can't be read as"),
     *[
         Case(f"an inpainting UNet of {family}", based(family, nine_channels),
              says="takes 9 channels and its VAE gives 4")

@@ -435,7 +435,7 @@ def test_a_new_word_is_learnt_by_both_text_encoders_of_sdxl(
     attacker = attack.attacker(model, encoded(model), SEEDS)
     parameters = attacker.trainee.parameters
     assert {name: p.shape for name, p in parameters.items()} == {
-        "rows": (2, 16), "rows_2": (2, 16),
+        "rows": (2, 16), "rows_2": (2, 24),
     }  # fmt: skip
     before = {name: p.detach().clone() for name, p in parameters.items()}
     attacker.step(0, SEEDS.generator("s"))
