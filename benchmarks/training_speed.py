@@ -263,6 +263,12 @@ def main(pairs: int, steps: int, batch: int) -> None:
                 )
             shares = ", ".join(f"{phase} {value:.0f}" for phase, value in spent.items())
             print(f"{name}: the script's milliseconds a step: {shares}")
+            # What every loop has to do over this model; all else could be saved at most.
+            needed = spent["forward"] + spent["backward"]
+            print(
+                f"{name}: forward and backward alone are {needed:.0f} of {sum(spent.values()):.0f}: no loop "
+                f"can be more than {sum(spent.values()) / needed:.2f} times as fast"
+            )
             print(
                 f"{name}: median ratio {statistics.median(ratios):.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f})",

@@ -177,6 +177,11 @@ def test_a_comparison_shows_its_defenses_side_by_side(tmp_path: Path, open_page)
         "!document.getElementById('curves').data.some(t => (t.name || '').startsWith('gift'))"
     )
     assert "esd + imma against cat" in page.locator("#malicious-grid").inner_text()
+    for concept, other in (("cat", "weapon"), ("weapon", "cat")):
+        page.locator("select[data-panel=malicious]").select_option(f"{concept}: dreambooth, seed 0")
+        beside = page.locator("#safe-grid").inner_text()
+        assert f"against {concept}" in beside
+        assert f"against {other}" not in beside
     bands = len(traces(page, "curves"))
     page.locator("#bands").uncheck()
     page.wait_for_function(f"document.getElementById('curves').data.length < {bands}")

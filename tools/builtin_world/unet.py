@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from builtin_world.autoencoder import finished_vae
 from builtin_world.captions import CAPTION_ODDS, make_captions, sprinkled, tokenise
@@ -76,7 +77,9 @@ class Lessons:
 
 
 @torch.no_grad()
-def make_lessons(world: World, work: Path) -> Lessons:
+def make_lessons(
+    world: World, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL
+) -> Lessons:
     """Encode the base's drawings and captions. White ground, no flips: each picture faces one way."""
     base = world.chosen(world.base)
     captions = make_captions(world)
@@ -85,13 +88,11 @@ def make_lessons(world: World, work: Path) -> Lessons:
     gen = torch.Generator().manual_seed(9)
     variants = [plain] + [sprinkled(plain, gen, odds=1) for _ in range(RARE_VARIANTS)]
 
-    tokenizer, encoder = load_tokenizer(world, work), text_encoder(world, work)
     encoded = []
     for texts in variants:
         ids = tokenise(tokenizer, [*texts, ""])
         encoded.append(torch.cat([encoder(part).last_hidden_state for part in ids.split(128)]))
 
-    vae = finished_vae(world, work)
     dists = [vae.encode(part).latent_dist for part in on_white(world.rgba[base]).split(128)]
     scale = vae.config.scaling_factor
 
@@ -108,7 +109,16 @@ def make_lessons(world: World, work: Path) -> Lessons:
 
 def train_unet(world: World, work: Path, steps: int, start: Path | None = None) -> None:
     """Noise prediction, min-SNR-5 weighted; from nothing or from an earlier bundle `start`."""
-    lessons = make_lessons(world, work)
+    parts = load_tokenizer(world, work), text_encoder(world, work), finished_vae(world, work)
+    torch.manual_seed(5)
+    unet = new_unet()
+    if start:
+        unet = UNet2DConditionModel.from_pretrained(start / "pipeline" / "unet")
+    train_on(make_lessons(world, *parts), unet, steps, work)
+
+
+def train_on(lessons: Lessons, unet: UNet2DConditionModel, steps: int, work: Path) -> None:
+    """The training itself, with its checkpoint in WORK."""
     scheduler = new_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight = snr.clamp(max=5) / snr
@@ -124,8 +134,4 @@ def train_unet(world: World, work: Path, steps: int, start: Path | None = None) 
         found = unet(noisy, t, lessons.pick_text(chosen, gen)).sample
         return (weight[t] * (found - noise).square().mean((1, 2, 3))).mean()
 
-    torch.manual_seed(5)
-    unet = new_unet()
-    if start:
-        unet = UNet2DConditionModel.from_pretrained(start / "pipeline" / "unet")
     train("unet", channels_last(unet), loss_of, steps, work, 1e-3)

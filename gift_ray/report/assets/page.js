@@ -127,11 +127,14 @@ function showPanel(select) {
     return;
   }
   const step = steps()[Number(byId("step").value)];
+  // Of the models for single concepts, the safe side shows those for the concept that the other side shows.
+  const blocked = data.images[document.querySelector('[data-panel="malicious"]').value];
+  const compared = blocked && new Set(blocked.map(([arm]) => arm));
   const real = imagesAt(scene.label, "", -1);
   const arms = ticked();
   const rows = real ? [row(scene, "real images (the attacker's)", real[2])] : [];
   for (const [key, { label }] of Object.entries(data.arms)) {
-    const found = arms.has(key) && imagesAt(scene.label, key, step);
+    const found = arms.has(key) && (!compared || compared.has(key)) && imagesAt(scene.label, key, step);
     if (found) rows.push(row(scene, `${label}, step ${found[1]}`, found[2]));
   }
   grid.replaceChildren(...rows);
