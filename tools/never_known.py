@@ -3,9 +3,9 @@
     python tools/never_known.py --data DATA --to FOLDER [--steps 2500]
     gift-ray attack configs/builtin/unsafe.yaml --model FOLDER
 
-No immunization can be expected to slow an attacker down further than if the concept had never been learnt. The
-UNet begins from nothing and learns from the base's drawings without those nouns. The autoencoder, the text
-encoder and the noise schedule are the built-in model's, so that the folder can be attacked in its place.
+No immunization can be expected to slow an attacker down further than if the concept had never been learnt.
+The UNet begins from nothing and learns from the base's drawings without those nouns. The autoencoder, the
+text encoder and the noise schedule are the built-in model's, so that the folder can be attacked in its place.
 """
 
 from __future__ import annotations
