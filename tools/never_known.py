@@ -29,13 +29,13 @@ NEVER_SHOWN = (
 )  # fmt: skip
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train the UNet, which continues from its checkpoint, and write the folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="cache for the emoji packages")
     parser.add_argument("--to", type=Path, required=True, help="the diffusers folder")
     parser.add_argument("--steps", type=int, default=2500, help="batches of 32")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
 
     world = load_world(args.data)

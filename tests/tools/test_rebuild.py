@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import never_known
 import rebuild_builtin
 from builtin_world.training import steps_done
 from builtin_world.world import (
@@ -114,6 +115,22 @@ def test_held_out_drawings_never_reach_a_batch(
     for stage in stages:
         weights = torch.load(tmp_path / "work" / f"{stage}.pt", weights_only=True)["model"]
         assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
+
+
+def test_a_base_that_never_saw_a_noun_has_drawings_of_it_in_no_batch(tmp_path: Path) -> None:
+    """Drawings of the nouns that are hidden are NaN here; the others are learnt from."""
+    write_world(tmp_path / "data")
+    file = tmp_path / "data" / "world.pt"
+    fields = torch.load(file, weights_only=True)
+    hidden = [i for i, n in enumerate(make_nouns()) if n.name in never_known.NEVER_SHOWN]
+    spoilt = torch.isin(fields["noun"], torch.tensor(hidden))
+    assert 0 < spoilt.sum() < len(spoilt)
+    fields["rgba"][spoilt] = float("nan")
+    torch.save(fields, file)
+    to = tmp_path / "base"
+    never_known.main(["--data", str(tmp_path / "data"), "--to", str(to), "--steps", "2"])
+    base = base_model(ModelConfig(pretrained_model_name_or_path=str(to)))
+    assert all(torch.isfinite(w).all() for w in base.weights().values())
 
 
 def test_weights_are_half_precision(built: Path) -> None:
