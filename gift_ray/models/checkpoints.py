@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gift_ray.config.schema import ModelConfig
-from gift_ray.errors import ModelError, any_failure_is
+from gift_ray.errors import ModelError
 from gift_ray.models.backbone import Backbone
 from gift_ray.models.families import load_backbone
 from gift_ray.models.locate import folder_hash, locate
-from gift_ray.models.parts import require_same_parts, require_same_schedule, require_same_weights
-from gift_ray.models.stable_diffusion import parts_of_single_file, unet_of_single_file
+from gift_ray.models.parts import require_same_parts
+from gift_ray.models.single_file import denoiser_of, is_single_file, read_safetensors
 from gift_ray.models.variants import require_variant
 from gift_ray.models.weights import require_plain
 from gift_ray.records.manifest import MANIFEST, verify
@@ -28,19 +27,6 @@ from gift_ray.records.record import digest, file_hash
 
 # The key in a delta's metadata of the hash of the unet that it was taken from.
 BASE_HASH = "gift_ray.base_unet"
-SINGLE_FILE_PREFIX = "model.diffusion_model."
-# The names of all tensors that a single file may hold begin so: unet, VAE, text encoders, and an average of
-# the weights, which is not used.
-SINGLE_FILE_PREFIXES = (
-    SINGLE_FILE_PREFIX, "first_stage_model.", "cond_stage_model.", "conditioner.", "model_ema.",
-)  # fmt: skip
-# Further tensors of a single file: its noise schedule, and empty ones whose names say how it was trained.
-SINGLE_FILE_TENSORS = {
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-    "logvar", "denoiser.sigmas", "v_pred", "ztsnr",
-}  # fmt: skip
 
 
 def locate_checkpoint(name: str, variant: str | None = None) -> Path:
@@ -121,11 +107,11 @@ def unet_hash(model: Backbone) -> str:
 
 def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
     """All weights of the denoiser that a file gives: its own, and for a delta the base's for the others."""
-    tensors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    tensors, metadata = _read_pt(path) if path.suffix == ".pt" else read_safetensors(path)
     if not tensors:
         raise ModelError(f"{path}: holds no tensor")
-    if any(name.startswith(SINGLE_FILE_PREFIX) for name in tensors):
-        return _read_single_file(path, tensors, metadata, base)
+    if is_single_file(tensors):
+        return denoiser_of(path, tensors, metadata, base)
     if any("lora" in name for name in tensors):
         raise ModelError(f"{path}: holds a LoRA adapter, not a unet; fuse it into its base first")
     require_plain(tensors, origin=str(path))
@@ -144,34 +130,6 @@ def _read(path: Path, base: Backbone) -> dict[str, Tensor]:
             f"{path}: a delta whose {len(delta)} tensors are the base's own; nothing is changed"
         )
     return {**before, **delta}
-
-
-def _read_single_file(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], base: Backbone
-) -> dict[str, Tensor]:
-    """The denoiser's weights of a single file, whose other parts must equal the base's."""
-    unknown = sorted(
-        n
-        for n in tensors
-        if not n.startswith(SINGLE_FILE_PREFIXES) and n not in SINGLE_FILE_TENSORS
-    )
-    if unknown:
-        raise ModelError(f"{path}: {len(unknown)} unknown tensors, first {unknown[0]!r}")
-    require_plain(
-        {n: t for n, t in tensors.items() if n.startswith(SINGLE_FILE_PREFIXES)}, origin=str(path)
-    )
-    require_same_schedule(base, tensors, metadata, origin=str(path))
-    for part, (own, theirs) in parts_of_single_file(path, tensors, base).items():
-        require_same_weights(part, own, theirs, origin=str(path))
-    return unet_of_single_file(path, base)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with (
-        any_failure_is(ModelError, f"{path}: not a readable safetensors file"),
-        safe_open(path, framework="pt") as file,
-    ):
-        return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
 
 
 def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,26 +1,47 @@
-"""Writes a base that is a single file, as web UIs keep Stable Diffusion and SDXL, as a diffusers folder.
+"""Reads a single file, as web UIs keep Stable Diffusion and SDXL: as the base, or as weights for a base.
 
-Such a file holds weights alone. The configuration of the parts, the tokenizers and the noise schedule come
-from a diffusers folder of the same kind of model.
+Such a file holds weights alone. To be the base it is written as a diffusers folder, with the configuration
+of the parts, the tokenizers and the noise schedule of another model of the same kind.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import cached_assets_path
+from safetensors import safe_open
+from torch import Tensor
 
 from gift_ray.config.schema import ModelConfig
 from gift_ray.errors import ModelError, any_failure_is
+from gift_ray.models.backbone import Backbone
 from gift_ray.models.loading import FIELD, read_json
 from gift_ray.models.locate import ABOUT, CONFIGURATION, folder_hash, snapshot
+from gift_ray.models.parts import require_same_schedule, require_same_weights
+from gift_ray.models.stable_diffusion import parts_of_single_file, unet_of_single_file
+from gift_ray.models.weights import require_plain
 from gift_ray.records.record import digest
 from gift_ray.records.whole import written_whole
 
 logger = logging.getLogger(__name__)
+
+DENOISER = "model.diffusion_model."
+# The names of all tensors that a single file may hold begin so: unet, VAE, text encoders, and an average of
+# the weights, which is not used.
+PREFIXES = (
+    DENOISER, "first_stage_model.", "cond_stage_model.", "conditioner.", "model_ema.",
+)  # fmt: skip
+# Further tensors of a single file: its noise schedule, and empty ones whose names say how it was trained.
+OTHERS = {
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+    "logvar", "denoiser.sigmas", "v_pred", "ztsnr",
+}  # fmt: skip
 
 CONFIG_FIELD = "model.single_file_config"
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -90,8 +111,7 @@ def _convert(file: Path, like: Path, folder: Path) -> None:
     """Write the folder, load it, and compare each of its parts with the file."""
     import diffusers
 
-    # Imported here, since both import the module that looks for a model's files.
-    from gift_ray.models.checkpoints import with_checkpoint
+    # Imported here, since it imports the module that looks for a model's files.
     from gift_ray.models.families import family_of, load_backbone
 
     family_of(like)
@@ -109,7 +129,9 @@ def _convert(file: Path, like: Path, folder: Path) -> None:
         pipeline.save_pretrained(folder, safe_serialization=True)
     try:
         written = load_backbone(ModelConfig(pretrained_model_name_or_path=str(folder)))
-        with_checkpoint(written, str(file))
+        tensors, metadata = read_safetensors(file)
+        denoiser = denoiser_of(file, tensors, metadata, written)
+        require_same_weights("unet", written.weights(), denoiser, origin=str(file))
     except ModelError as error:
         raise ModelError(
             *(
@@ -117,3 +139,39 @@ def _convert(file: Path, like: Path, folder: Path) -> None:
                 for line in error.mistakes
             )
         ) from error
+
+
+def is_single_file(tensors: Iterable[str]) -> bool:
+    """Whether tensors of these names are those of a single file, and not of a denoiser alone."""
+    return any(name.startswith(DENOISER) for name in tensors)
+
+
+def denoiser_of(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], base: Backbone
+) -> dict[str, Tensor]:
+    """The denoiser's weights of a single file, whose other parts must equal the base's.
+
+    Raises:
+        ModelError: tensors are unknown or not plain numbers, or another part differs from the base's.
+    """
+    unknown = sorted(n for n in tensors if not n.startswith(PREFIXES) and n not in OTHERS)
+    if unknown:
+        raise ModelError(f"{path}: {len(unknown)} unknown tensors, first {unknown[0]!r}")
+    require_plain({n: t for n, t in tensors.items() if n.startswith(PREFIXES)}, origin=str(path))
+    require_same_schedule(base, tensors, metadata, origin=str(path))
+    for part, (own, theirs) in parts_of_single_file(path, tensors, base).items():
+        require_same_weights(part, own, theirs, origin=str(path))
+    return unet_of_single_file(path, base)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    with (
+        any_failure_is(ModelError, f"{path}: not a readable safetensors file"),
+        safe_open(path, framework="pt") as file,
+    ):
+        return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}
