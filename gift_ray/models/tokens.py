@@ -19,7 +19,7 @@ def read_and_lost(tokenizer: Path, room: int, text: str) -> tuple[str, str]:
         tokenizer: the folder of the tokenizer.
         room: the number of tokens of a text that are read.
     """
-    places = load_tokenizer(tokenizer).encode(text, add_special_tokens=False).offsets
+    places = _tokenizer(tokenizer).encode(text, add_special_tokens=False).offsets
     if len(places) <= room:
         return text, ""
     start, _ = places[room]
@@ -49,7 +49,7 @@ def most_tokens(folder: Path) -> int:
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(folder: Path) -> Tokenizer:
+def _tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder, which neither pads nor cuts."""
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
